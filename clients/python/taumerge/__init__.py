@@ -1,0 +1,1 @@
+"""Client SDK of taumerge, the model-merging service."""

@@ -1,0 +1,39 @@
+"""Settings of the workers: environment variables ``TAUMERGE_…``, or a TOML file named by ``TAUMERGE_CONFIG``."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import ByteSize, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class WorkerSettings(BaseSettings):
+    """What the shard workers may use. An environment variable wins over the TOML file."""
+
+    model_config = SettingsConfigDict(env_prefix="TAUMERGE_", extra="ignore")
+
+    workers: int | None = Field(default=None, ge=1)
+    """Shard workers; null: one for each GPU of the cluster, or for each CPU where it has no GPU."""
+    accelerator_type: str | None = None
+    """Ray accelerator type that shard workers are pinned to, for example ``V100``."""
+    worker_memory: ByteSize = ByteSize(2**30)
+    """Bytes of tensors that one shard worker keeps resident between merges; 0 keeps none."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml_file = os.environ.get("TAUMERGE_CONFIG")
+        sources = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(settings_cls, toml_file)) if toml_file else sources
