@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "ApiError",
@@ -79,6 +79,17 @@ class InvalidRequest(TaumergeError):
     def at(cls, loc: Sequence[str | int], code: str, msg: str) -> InvalidRequest:
         """A refusal with a single located error."""
         return cls([ErrorItem(loc=tuple(loc), code=code, msg=msg)])
+
+
+    @classmethod
+    def from_validation(cls, error: ValidationError, prefix: Sequence[str | int] = ()) -> InvalidRequest:
+        """The located errors of a schema validation, below ``prefix``."""
+        return cls(
+            [
+                ErrorItem(loc=(*prefix, *item["loc"]), code=item["type"], msg=item["msg"])
+                for item in error.errors(include_url=False, include_context=False, include_input=False)
+            ]
+        )
 
 
 class JobFailed(TaumergeError):

@@ -277,7 +277,9 @@ class MethodInfo(_Answer):
     source: str
     """Where the rule comes from: paper and equation."""
     parameters: dict[str, Any]
-    """JSON Schema of the parameters, defaults included."""
+    """JSON Schema of the parameters."""
+    defaults: dict[str, Any]
+    """Value of every parameter that may be left out."""
 
 
 class Problem(_Answer):

@@ -1,0 +1,345 @@
+"""From a URI to the files of a checkpoint and the headers in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pydantic import ValidationError
+
+from taumerge.schemas import Training
+from workers.checkpoints.errors import CheckpointError
+from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
+from workers.checkpoints.strict_json import parse_object
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "FileRecord",
+    "StoredTensor",
+    "companions",
+    "local_path",
+    "open_checkpoint",
+    "read_training",
+]
+
+STEMS = ("model", "open_clip_model")
+"""What transformers and open_clip call the weights, without ``.safetensors``."""
+
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "open_clip_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "vocab.bpe",
+    "merges.txt",
+    "*.model",  # sentencepiece
+    "*.tiktoken",
+    "chat_template.json",
+    "chat_template.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+_LARGEST_COMPANION = 100_000_000
+_LARGEST_RECORD = 1_000_000
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of weights as it was when its header was read."""
+
+    name: str
+    """Relative to the checkpoint's directory."""
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+    header_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor and the file that holds it."""
+
+    info: TensorInfo
+    file: int
+    """Index into ``Checkpoint.files``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The headers of a checkpoint: everything but its numbers."""
+
+    uri: str
+    directory: Path
+    files: tuple[FileRecord, ...]
+    """By name, which for shards is their order."""
+    tensors: dict[str, StoredTensor]
+    """By name, file after file, in the order of each file."""
+    metadata: dict[str, str]
+    """Of the first file."""
+    stem: str
+    """Name of the weights without ``.safetensors``: ``model``, ``open_clip_model``, or the single file's."""
+    sharded: bool
+    """Whether there is an index."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex that changes when a file is replaced, touched, or has another header."""
+        records = [
+            (file.name, file.size, file.mtime_ns, file.inode, file.header_sha256) for file in self.files
+        ]
+        return hashlib.sha256(json.dumps(records).encode()).hexdigest()
+
+    def find(self, name: str) -> StoredTensor | None:
+        """The tensor called ``name``, under whichever of its tied names it is stored.
+
+        ``safetensors.torch.save_model`` keeps one name of tensors that share storage and writes
+        ``metadata[dropped] = kept`` for the others. All names that metadata ties together are the same
+        tensor, and two checkpoints of one model may have kept different ones.
+        """
+        if name in self.tensors:
+            return self.tensors[name]
+        kept = self.metadata.get(name, name)
+        tied = (kept, *(dropped for dropped, target in self.metadata.items() if target == kept))
+        return next((self.tensors[other] for other in tied if other in self.tensors), None)
+
+
+def local_path(uri: str) -> Path:
+    """The absolute path that ``uri`` names: ``file:///…`` (percent-decoded), or a plain absolute path.
+
+    Raises:
+        CheckpointError: ``unsupported_uri`` for everything else.
+    """
+    path = None
+    if uri.startswith("/"):
+        path = uri
+    elif uri.startswith("file://") and not set(uri) & set("?#"):
+        try:
+            path = unquote(uri.removeprefix("file://").removeprefix("localhost"), errors="strict")
+        except UnicodeDecodeError:
+            path = None
+    if path is None or not path.startswith("/") or "\0" in path or "::" in uri or not _is_unicode(path):
+        raise CheckpointError(
+            "unsupported_uri",
+            "This is no location that can be used: write file:///absolute/path (special characters "
+            "percent-encoded, no query or fragment) or a plain absolute path.",
+        )
+    return Path("/" + path.lstrip("/"))
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """Read the headers of the checkpoint at ``uri``: a directory, or one ``.safetensors`` file.
+
+    A directory holds ``model.safetensors``, or an index ``model.safetensors.index.json`` with its
+    shards, or the same under open_clip's name. Where a single file and an index are both there the
+    single file counts, as it does in transformers.
+
+    Raises:
+        CheckpointError: ``unsupported_uri``, ``checkpoint_not_found``, ``checkpoint_unreadable``,
+            ``unsupported_checkpoint`` (an adapter, pickled weights, unknown names), ``malformed_index``,
+            ``index_missing_file``, ``index_missing_tensor``, ``index_unlisted_tensor``, or what
+            ``read_header`` raises.
+    """
+    path = local_path(uri)
+    try:
+        if path.is_dir():
+            return _open_directory(uri, path)
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError("checkpoint_not_found", f"There is nothing at {uri}.") from error
+    except OSError as error:
+        raise CheckpointError("checkpoint_unreadable", f"{uri} cannot be read: {error.strerror}.") from error
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{path.name} is not a .safetensors file. Convert the weights to safetensors, or name the "
+            "directory that holds them.",
+        )
+    return _open_files(uri, path.parent, {path.name: None}, stem=path.stem, sharded=False)
+
+
+def read_training(checkpoint: Checkpoint) -> Training | None:
+    """What ``training.json`` beside the weights says about ``steps`` and ``lr_sum``; None without the file.
+
+    Raises:
+        CheckpointError: ``malformed_training_record``.
+    """
+    path = checkpoint.directory / "training.json"
+    try:
+        if not path.is_file():
+            return None
+        record = _read_object(path, _LARGEST_RECORD)
+        return Training.model_validate({key: record[key] for key in Training.model_fields if key in record})
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{first['loc'][0]}: {first['msg']}"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except ValueError as error:
+        problem = str(error)
+    raise CheckpointError(
+        "malformed_training_record",
+        f"training.json: {problem}. It should be an object with steps (a whole number from 1) and lr_sum "
+        "(above 0); correct it, or give training in the request and remove the file.",
+    )
+
+
+def companions(checkpoint: Checkpoint) -> list[Path]:
+    """Configuration, tokenizer and preprocessor files that belong to the weights, by name.
+
+    Regular files up to 100 MB under names that transformers and open_clip use: never weights, code or
+    the training record. None for a checkpoint that was named as a single file.
+    """
+    if local_path(checkpoint.uri) != checkpoint.directory:
+        return []
+    return sorted(
+        path
+        for path in checkpoint.directory.iterdir()
+        if any(path.match(pattern) for pattern in _COMPANIONS)
+        and path.is_file()
+        and path.stat().st_size <= _LARGEST_COMPANION
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _open_directory(uri: str, directory: Path) -> Checkpoint:
+    names = {entry.name for entry in os.scandir(directory)}
+    for stem in STEMS:
+        if f"{stem}.safetensors" in names:
+            return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem, sharded=False)
+        if (index := f"{stem}.safetensors.index.json") in names:
+            return _open_files(uri, directory, _read_index(directory / index, names), stem=stem, sharded=True)
+    if names & {"adapter_model.safetensors", "adapter_config.json"}:
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} holds an adapter, not a whole model: merge the adapter into its base first.",
+        )
+    other = sorted(name for name in names if name.endswith(".safetensors"))
+    if other:
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} has no model.safetensors and no index for it. It holds {other[0]!a}{_and_more(other)}: "
+            "name the file itself.",
+        )
+    pickled = sorted(name for name in names if any(Path(name).match(pattern) for pattern in _PICKLES))
+    if pickled:
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} holds pickled weights ({pickled[0]!a}), which are not read: convert them to safetensors.",
+        )
+    raise CheckpointError(
+        "checkpoint_not_found",
+        f"{uri} holds no weights: model.safetensors, model.safetensors.index.json or "
+        "open_clip_model.safetensors is expected.",
+    )
+
+
+def _open_files(
+    uri: str, directory: Path, listed: Mapping[str, set[str] | None], *, stem: str, sharded: bool
+) -> Checkpoint:
+    """Read the headers of the files in ``listed``, which maps them to the tensors that the index says."""
+    files: list[FileRecord] = []
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for name in sorted(listed):
+        record, header = _open_file(directory / name)
+        expected = listed[name]
+        if expected is not None:
+            _check_listed(expected, header, name)
+        metadata = metadata if files else header.metadata
+        tensors |= {key: StoredTensor(info, len(files)) for key, info in header.tensors.items()}
+        files.append(record)
+    return Checkpoint(uri, directory, tuple(files), tensors, metadata, stem, sharded)
+
+
+def _open_file(path: Path) -> tuple[FileRecord, Header]:
+    try:
+        # before the header: a file replaced in between differs from its record, and reading finds out
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError("checkpoint_not_found", f"{path.name}: there is no such file") from error
+    except OSError as error:
+        raise CheckpointError(
+            "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError("checkpoint_unreadable", f"{path.name} is not a regular file.")
+    header = read_header(path)
+    record = FileRecord(path.name, path, status.st_size, status.st_mtime_ns, status.st_ino, header.digest)
+    return record, header
+
+
+def _read_object(path: Path, largest: int) -> dict[str, Any]:
+    with path.open("rb") as file:
+        raw = file.read(largest + 1)
+    if len(raw) > largest:
+        raise ValueError(f"is larger than {largest} bytes")
+    return parse_object(raw)
+
+
+def _read_index(path: Path, present: set[str]) -> dict[str, set[str]]:
+    """The tensors that the index lists, by file."""
+    try:
+        if not path.is_file():
+            raise ValueError("is not a regular file")
+        weight_map = _read_object(path, MAX_HEADER_BYTES).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError("has no weight_map that maps tensors to files")
+        for name in weight_map.values():
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"has the entry {str(name)[:200]!a}, no .safetensors file beside the index")
+    except ValueError as error:
+        raise CheckpointError(
+            "malformed_index", f"{path.name} {error}. Copy the file again or save the checkpoint anew."
+        ) from error
+    listed: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        listed.setdefault(name, set()).add(key)
+    if absent := sorted(listed.keys() - present):
+        raise CheckpointError(
+            "index_missing_file",
+            f"{path.name} names {absent[0]!a}{_and_more(absent)}, which is not there: copy or download "
+            "the whole checkpoint.",
+        )
+    return listed
+
+
+def _check_listed(expected: set[str], header: Header, name: str) -> None:
+    if absent := sorted(expected - header.tensors.keys()):
+        raise CheckpointError(
+            "index_missing_tensor",
+            f"{name} does not hold {absent[0]!a}{_and_more(absent)}, which the index places there: the "
+            "index belongs to other shards, or the shards to another index.",
+        )
+    if unlisted := sorted(header.tensors.keys() - expected):
+        raise CheckpointError(
+            "index_unlisted_tensor",
+            f"{name} holds {unlisted[0]!a}{_and_more(unlisted)}, which the index does not place there: the "
+            "index belongs to other shards, or the shards to another index.",
+        )
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

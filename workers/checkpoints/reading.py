@@ -1,0 +1,88 @@
+"""Ranged reads of tensor data from files that must not change meanwhile."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self
+
+from taumerge.errors import JobFailed
+from workers.checkpoints.checkpoint import FileRecord
+
+__all__ = ["FileReader", "unchanged"]
+
+
+class FileReader:
+    """An open file of weights.
+
+    Raises:
+        JobFailed: ``input_changed`` when the file is no longer the one that was recorded,
+            ``input_unreadable`` when it cannot be read.
+    """
+
+    def __init__(self, record: FileRecord) -> None:
+        self.record = record
+        try:
+            self._fd = os.open(record.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise self._changed() from error
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not _matches(os.fstat(self._fd), record):
+            self.close()
+            raise self._changed()
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the contiguous ``buffer`` with the file's bytes from ``offset`` on."""
+        if buffer.nbytes == 0:
+            return
+        rest = buffer.cast("B")
+        while rest:
+            try:
+                read = os.preadv(self._fd, [rest], offset)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if read == 0:
+                raise self._changed()
+            rest = rest[read:]
+            offset += read
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _changed(self) -> JobFailed:
+        return JobFailed(
+            "input_changed",
+            f"{self.record.path} was changed or removed after the job had read its header. "
+            "Submit the job again when the file is complete.",
+            {"file": str(self.record.path)},
+        )
+
+    def _unreadable(self, error: OSError) -> JobFailed:
+        return JobFailed(
+            "input_unreadable",
+            f"{self.record.path} cannot be read: {error.strerror}.",
+            {"file": str(self.record.path)},
+        )
+
+
+def unchanged(record: FileRecord) -> bool:
+    """Whether the file at the recorded path is still the recorded one."""
+    try:
+        return _matches(record.path.stat(), record)
+    except OSError:
+        return False
+
+
+def _matches(status: os.stat_result, record: FileRecord) -> bool:
+    return (status.st_size, status.st_mtime_ns, status.st_ino) == (record.size, record.mtime_ns, record.inode)

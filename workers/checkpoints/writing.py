@@ -1,0 +1,389 @@
+"""Merged checkpoints on disk: laid out beforehand, built in a hidden directory, placed by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from taumerge.errors import JobFailed
+from workers.checkpoints.dtypes import ITEMSIZE
+from workers.checkpoints.header import build_header
+from workers.checkpoints.renaming import exchange, rename_new
+
+__all__ = [
+    "FileLayout",
+    "FileWriter",
+    "Staging",
+    "free_bytes",
+    "index_json",
+    "lay_out",
+    "sha256_of",
+    "sync",
+]
+
+_JOURNAL = ".journal"
+_PARENTS = "parents"
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """One output file, known to the byte before any tensor is computed."""
+
+    name: str
+    header: bytes
+    """The first bytes of the file."""
+    tensors: dict[str, tuple[int, int]]
+    """Name to (offset from the start of the file, bytes), in the order of the file."""
+    size: int
+
+
+def lay_out(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    *,
+    stem: str,
+    max_shard_bytes: int,
+    metadata: Mapping[str, str],
+) -> tuple[FileLayout, ...]:
+    """Distribute ``tensors`` (name, dtype, shape) over files as huggingface_hub does.
+
+    ``{stem}.safetensors`` when all fit into ``max_shard_bytes`` of tensor data, else
+    ``{stem}-00001-of-0000N.safetensors`` …, filled in the given order; a tensor above the limit has a
+    file of its own. Within a file wider element types stand first, so that every tensor is aligned.
+    """
+    shards: list[list[tuple[str, str, tuple[int, ...]]]] = []
+    current: list[tuple[str, str, tuple[int, ...]]] = []
+    filled = 0
+    for tensor in tensors:
+        nbytes = _nbytes(*tensor[1:])
+        if nbytes > max_shard_bytes:
+            shards.append([tensor])
+            continue
+        if filled + nbytes > max_shard_bytes:
+            shards.append(current)
+            current, filled = [], 0
+        current.append(tensor)
+        filled += nbytes
+    if current or not shards:
+        shards.append(current)
+    return tuple(
+        _lay_out_file(_file_name(stem, number, len(shards)), shard, metadata)
+        for number, shard in enumerate(shards, start=1)
+    )
+
+
+def index_json(files: Sequence[FileLayout]) -> str:
+    """Text of ``{stem}.safetensors.index.json`` for several ``files``."""
+    sizes = [nbytes for file in files for _, nbytes in file.tensors.values()]
+    weight_map = {tensor: file.name for file in files for tensor in file.tensors}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+class Staging:
+    """The hidden directory beside ``output`` in which a merged checkpoint grows.
+
+    ``identity`` is that of the job and of everything that decides the bytes (inputs, rule, layout), in at
+    least 16 characters: attempts with the same identity share the directory. A second attempt keeps the
+    files that the first one finished; should both run at once, they write the same bytes to the same
+    places, so sharing is harmless.
+
+    Every method raises ``JobFailed``: ``disk_full``, ``output_exists``, or ``output_unwritable``.
+    Nothing but ``commit`` touches ``output``.
+    """
+
+    def __init__(self, output: Path, identity: str) -> None:
+        self.output = output
+        self.path = output.with_name(f".{output.name}.{identity[:16]}.partial")
+        self._journal = self.path / _JOURNAL
+
+    def create(self, files: Sequence[FileLayout]) -> None:
+        """Make the directory and its missing parents, and every file with its header and full size.
+
+        Files that an earlier attempt finished stay as they are. The space of the others is reserved, so
+        that a full disk shows here and not after hours; the caller calls ``discard`` then.
+        """
+        try:
+            finished = self.finished()
+            todo = [file for file in files if not (file.name in finished and self._has_size(file))]
+            needed, free = sum(file.size for file in todo), free_bytes(self.path)
+            self._create_directory()
+            for file in todo:
+                self._create_file(file)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise _disk_full(self.output, free, needed) from error
+            raise _failed(error, self.output) from error
+
+    def finish(self, name: str, record: Mapping[str, Any]) -> None:
+        """Note durably that the file ``name`` is complete, with a JSON ``record`` of it (its digest, say).
+
+        ``sync`` the file first: after a power failure the record is believed.
+        """
+        self._write(self._journal / f"{name}.json", json.dumps(record).encode())
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The records of the files that are complete, by file name."""
+        try:
+            return {
+                path.name.removesuffix(".json"): json.loads(path.read_bytes())
+                for path in sorted(self._journal.glob("*.json"))
+            }
+        except OSError as error:
+            raise _failed(error, self.output) from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write the small file ``name`` durably."""
+        self._write(self.path / name, text.encode())
+
+    def copy(self, source: Path) -> None:
+        """Copy a small file under its own name, durably."""
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            raise JobFailed(
+                "input_unreadable", f"{source} cannot be read: {error.strerror}.", {"file": str(source)}
+            ) from error
+        self._write(self.path / source.name, content)
+
+    def commit(self, overwrite: bool) -> None:
+        """Put the directory in the place of ``output``, in one step.
+
+        The caller has synced the tensor files. Without ``overwrite`` whatever exists at ``output`` by now
+        stays and the job fails with ``output_exists``. With it, an existing file or directory is swapped
+        out and then removed; a removal that fails leaves it in the hidden directory.
+        """
+        try:
+            # from here on the directory is no attempt to go on from: after a swap it is the old output
+            shutil.rmtree(self._journal)
+            _sync(self.path)
+            if overwrite and os.path.lexists(self.output):
+                exchange(self.path, self.output)
+            else:
+                rename_new(self.path, self.output)
+        except FileExistsError as error:
+            raise JobFailed(
+                "output_exists",
+                f"{self.output} exists by now. Nothing of it was changed: choose another output, or set "
+                "overwrite.",
+            ) from error
+        except OSError as error:
+            raise _failed(error, self.output) from error
+        with contextlib.suppress(OSError):  # the output is in place, whatever comes now
+            _sync(self.output.parent)
+        _remove(self.path)
+
+    def discard(self) -> None:
+        """Remove the directory and the parents that ``create`` made, as far as they are empty.
+
+        Only for the attempt that holds the job: another one with the same identity loses its files.
+        """
+        try:
+            parents = json.loads((self._journal / _PARENTS).read_bytes())
+        except OSError:
+            parents = []
+        _remove(self.path)
+        for parent in parents:
+            try:
+                Path(parent).rmdir()
+            except OSError:  # something else lies in it by now
+                return
+
+    def _create_directory(self) -> None:
+        if self.path.exists() and not self._journal.exists():
+            _remove(self.path)  # an interrupted commit left it
+        parents = [str(parent) for parent in self.path.parents if not parent.exists()]
+        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._journal.mkdir(exist_ok=True)
+        if parents:
+            _write_durably(self._journal / _PARENTS, json.dumps(parents).encode(), self._journal)
+
+    def _create_file(self, file: FileLayout) -> None:
+        # no O_TRUNC: another attempt may be writing the same bytes
+        fd = os.open(self.path / file.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            _reserve(fd, file.size)
+            os.ftruncate(fd, file.size)
+            _write_fully(fd, memoryview(file.header), 0)
+        finally:
+            os.close(fd)
+
+    def _has_size(self, file: FileLayout) -> bool:
+        try:
+            return (self.path / file.name).stat().st_size == file.size
+        except OSError:
+            return False
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            _write_durably(path, content, self._journal)
+        except OSError as error:
+            raise _failed(error, path) from error
+
+
+class FileWriter:
+    """An existing file, opened to write at given offsets.
+
+    It never creates the file, so an attempt that was given up cannot bring a removed output back.
+    Raises ``JobFailed``: ``disk_full`` or ``output_unwritable``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise _failed(error, path) from error
+
+    def write_at(self, buffer: memoryview, offset: int) -> None:
+        """Write the contiguous ``buffer`` from ``offset`` on, counted from the start of the file."""
+        try:
+            _write_fully(self._fd, buffer, offset)
+        except OSError as error:
+            raise _failed(error, self.path) from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or directory is on the disk; raises ``JobFailed`` as FileWriter does."""
+    try:
+        _sync(path)
+    except OSError as error:
+        raise _failed(error, path) from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the file in hex; raises ``OSError``."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an ordinary user may still write on the disk where ``path`` is or would be."""
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    status = os.statvfs(existing)
+    return status.f_bavail * status.f_frsize
+
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    nbytes = ITEMSIZE[dtype]
+    for length in shape:
+        nbytes *= length
+    return nbytes
+
+
+def _file_name(stem: str, number: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _lay_out_file(
+    name: str, tensors: list[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> FileLayout:
+    ordered = sorted(tensors, key=lambda tensor: -ITEMSIZE[tensor[1]])
+    header = build_header(ordered, metadata)
+    places: dict[str, tuple[int, int]] = {}
+    end = len(header)
+    for tensor, dtype, shape in ordered:
+        places[tensor] = (end, _nbytes(dtype, shape))
+        end += places[tensor][1]
+    return FileLayout(name, header, places, end)
+
+
+def _reserve(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+            raise
+
+
+def _write_fully(fd: int, buffer: memoryview, offset: int) -> None:
+    if buffer.nbytes == 0:
+        return
+    rest = buffer.cast("B")
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest = rest[written:]
+        offset += written
+
+
+def _write_durably(path: Path, content: bytes, scratch: Path) -> None:
+    """Write ``path`` whole or not at all; what a crash leaves lies in the directory ``scratch``."""
+    temporary = scratch / uuid.uuid4().hex
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    """Remove ``path`` as far as possible, without touching it once it has been renamed away."""
+    # Moved aside first: another attempt may be about to rename it onto the output.
+    doomed = path.with_name(f"{path.name}.removed")
+    _delete(doomed)
+    try:
+        path.rename(doomed)
+    except OSError:
+        return
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _disk_full(path: Path, free: int, needed: int | None = None) -> JobFailed:
+    wanted = f" and {needed} are needed" if needed is not None else ""
+    return JobFailed(
+        "disk_full",
+        f"The disk of {path} is full: {free} bytes are free{wanted}. "
+        "Free some space or choose another output.",
+        {"free_bytes": free} | ({"needed_bytes": needed} if needed is not None else {}),
+    )
+
+
+def _failed(error: OSError, path: Path) -> JobFailed:
+    if error.errno in _NO_SPACE:
+        return _disk_full(path, free_bytes(path))
+    return JobFailed(
+        "output_unwritable",
+        f"{path} cannot be written: {error.strerror}. Check that it exists and is writable.",
+    )

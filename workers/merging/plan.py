@@ -1,0 +1,167 @@
+"""The plan of a merge: which tensors go where, in which order, by which worker. No torch, no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taumerge.schemas import MergeRequest, Plan, Shard, Training
+from workers.aggregation import Contribution, Rule
+from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
+from workers.checkpoints.dtypes import FLOATS, FROM_NAME, ITEMSIZE
+from workers.checkpoints.writing import FileLayout
+from workers.merging.compare import Comparison
+from workers.merging.unit import SLICE, Slice, Source, Unit
+
+LARGEST_UNIT = 4 * SLICE
+"""Elements of a unit at most: a fraction of a second of work, so that cancelling and redoing cost little."""
+UNITS_PER_WORKER = 8
+"""Smaller merges are cut finer than that, so that all workers end at the same time."""
+WORKSPACE_CHUNKS = 4
+"""Float32 chunks that one model needs while a chunk is worked on, temporaries of the rules included."""
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge that can be carried out."""
+
+    request: MergeRequest
+    rule: Rule
+    base: Checkpoint
+    models: tuple[Checkpoint, ...]
+    training: tuple[Training, ...]
+    comparison: Comparison
+    files: tuple[FileLayout, ...]
+    """The output files, known to the byte."""
+    output: Path
+    workers: int
+    worker_memory: int
+    warnings: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors of the output; a tensor's index is its place here."""
+        return [name for file in self.files for name in file.tensors]
+
+    @property
+    def inputs(self) -> str:
+        """Fingerprint of all input files."""
+        prints = [checkpoint.fingerprint for checkpoint in (self.base, *self.models)]
+        return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of everything that decides the output: inputs, request, layout."""
+        layout = [(file.name, file.size) for file in self.files]
+        text = json.dumps([self.inputs, self.request.model_dump(mode="json"), layout], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def contributions(self, models: Sequence[int]) -> list[Contribution]:
+        """What the rule may know of those ``models``; their weights are normalised among themselves."""
+        references = [self.request.models[index] for index in models]
+        weights = [1.0 if one.weight is None else one.weight for one in references]
+        total = sum(weights)
+        return [
+            Contribution(weight / total, one.coefficient, self.training[index])
+            for weight, one, index in zip(weights, references, models, strict=True)
+        ]
+
+    def units(self, models: Sequence[int] | None = None, copied: frozenset[str] = frozenset()) -> list[Unit]:
+        """The work, in the order of the output files, balanced by input bytes over the workers.
+
+        Args:
+            models: indices of the models that take part; all of them by default.
+            copied: tensors to copy from the base besides those that the plan copies.
+        """
+        taking_part = range(len(self.models)) if models is None else models
+        unmerged = copied.union(self.comparison.copied)
+        elements = sum(stored.info.elements for stored in self.base.tensors.values())
+        largest = min(LARGEST_UNIT, max(SLICE, elements // (self.workers * UNITS_PER_WORKER)))
+        loads = [0] * self.workers
+        units: list[Unit] = []
+        index = 0
+        for file in self.files:
+            pending: list[Slice] = []
+            for name, (offset, _) in file.tensors.items():
+                for part in self._slices(index, name, offset, taking_part, name not in unmerged):
+                    if pending and sum(one.elements for one in pending) + part.elements > largest:
+                        units.append(_assign(file.name, pending, loads))
+                        pending = []
+                    pending.append(part)
+                index += 1
+            if pending:
+                units.append(_assign(file.name, pending, loads))
+        return units
+
+    def _slices(self, index: int, name: str, offset: int, models: Sequence[int], merged: bool) -> list[Slice]:
+        base = self.base.tensors[name]
+        base_source = _source(self.base, base)
+        dtype = output_dtype(self.request, base.info.dtype)
+        found = [(self.models[model], self.models[model].find(name)) for model in models]
+        sources = [
+            _source(model, stored)
+            for model, stored in found
+            if stored and (merged or _same_bits(base, stored))
+        ]
+        total = base.info.elements
+        return [
+            Slice(
+                tensor=index,
+                start=start,
+                elements=min(SLICE, total - start),
+                base=base_source.part(start),
+                models=tuple(source.part(start) for source in sources),
+                merged=merged,
+                dtype=dtype,
+                offset=offset + start * ITEMSIZE[dtype],
+            )
+            for start in range(0, total, SLICE)
+        ]
+
+    def peak_memory(self, input_bytes: int) -> int:
+        """Upper bound of the private bytes that a worker with such a share adds: resident inputs and workspace."""
+        chunk = 1 << 17
+        return min(self.worker_memory, input_bytes) + (len(self.models) + 1) * WORKSPACE_CHUNKS * chunk * 8
+
+    def describe(self) -> Plan:
+        """The plan as the contract shows it."""
+        units = self.units()
+        shards = [0] * self.workers
+        for unit in units:
+            shards[unit.worker] += unit.input_bytes
+        return Plan(
+            tensors=len(self.base.tensors),
+            parameters=sum(self.base.tensors[name].info.elements for name in self.comparison.merged),
+            input_bytes=sum(shards),
+            output_bytes=sum(file.size for file in self.files),
+            workers=self.workers,
+            shards=[Shard(worker=worker, bytes=nbytes) for worker, nbytes in enumerate(shards)],
+            peak_memory_bytes=self.peak_memory(max(shards)),
+            warnings=list(self.warnings),
+        )
+
+
+def output_dtype(request: MergeRequest, base_dtype: str) -> str:
+    """Element type in the output of a tensor that has ``base_dtype`` in the base."""
+    return FROM_NAME[request.dtype] if request.dtype and base_dtype in FLOATS else base_dtype
+
+
+def _same_bits(base: StoredTensor, model: StoredTensor) -> bool:
+    """Whether a copied tensor can be compared byte by byte; float tensors outside the merge need not be."""
+    same_form = (base.info.shape, base.info.dtype) == (model.info.shape, model.info.dtype)
+    return same_form and base.info.dtype not in FLOATS
+
+
+def _source(checkpoint: Checkpoint, stored: StoredTensor) -> Source:
+    return Source(checkpoint.files[stored.file], stored.info.offset, stored.info.dtype)
+
+
+def _assign(file: str, slices: Sequence[Slice], loads: list[int]) -> Unit:
+    """Give the slices to the worker with the least to do so far; ``loads`` is updated."""
+    worker = loads.index(min(loads))
+    unit = Unit(worker, file, tuple(slices))
+    loads[worker] += unit.input_bytes
+    return unit

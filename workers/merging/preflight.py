@@ -1,0 +1,219 @@
+"""The preflight of a merge: every check that headers allow, and the plan that comes out of it.
+
+No torch, no Ray: the API runs it before it accepts a request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from taumerge.errors import ErrorItem, InvalidRequest
+from taumerge.schemas import MergeRequest, Training
+from workers.aggregation import Rule, build_rule
+from workers.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    local_path,
+    open_checkpoint,
+    read_training,
+)
+from workers.checkpoints.dtypes import FLOATS
+from workers.checkpoints.writing import free_bytes, lay_out
+from workers.merging.compare import Comparison, compare
+from workers.merging.plan import MergePlan, output_dtype
+
+PACKED_SHARE = 0.01
+"""Share of non-float bytes from which a base looks quantised."""
+
+
+def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int) -> MergePlan:
+    """Check ``request`` against the checkpoints that it names, and plan it.
+
+    Raises:
+        InvalidRequest: with every problem found, each located in the request.
+    """
+    errors: list[ErrorItem] = []
+    rule: Rule | None = None
+    try:
+        rule = build_rule(request.method)
+    except InvalidRequest as error:
+        errors += error.errors
+    errors += _weight_problems(request, rule)
+    opened = [
+        _open(uri, loc, errors)
+        for uri, loc in [
+            (request.base, ("base",)),
+            *((model.uri, ("models", index, "uri")) for index, model in enumerate(request.models)),
+        ]
+    ]
+    present = [checkpoint for checkpoint in opened if checkpoint is not None]
+    output = _output_path(request, present, errors)
+    training = [
+        _training(request, index, checkpoint, rule, errors)
+        for index, checkpoint in enumerate(opened[1:])
+        if checkpoint is not None
+    ]
+    if len(present) < len(opened):
+        raise InvalidRequest(errors)
+    base, *models = present
+    comparison = compare(base, models, request.keys)
+    errors += comparison.errors
+    if errors or rule is None or output is None:
+        raise InvalidRequest(errors)
+    files = lay_out(
+        [
+            (name, output_dtype(request, stored.info.dtype), stored.info.shape)
+            for name, stored in base.tensors.items()
+        ],
+        stem="open_clip_model" if base.stem == "open_clip_model" else "model",
+        max_shard_bytes=request.max_shard_bytes,
+        metadata=base.metadata,
+    )
+    _check_space(output, sum(file.size for file in files))
+    return MergePlan(
+        request=request,
+        rule=rule,
+        base=base,
+        models=tuple(models),
+        training=tuple(training),
+        comparison=comparison,
+        files=files,
+        output=output,
+        workers=workers,
+        worker_memory=worker_memory,
+        warnings=tuple(_warnings(base, models, comparison)),
+    )
+
+
+def _open(uri: str, loc: tuple[str | int, ...], errors: list[ErrorItem]) -> Checkpoint | None:
+    try:
+        return open_checkpoint(uri)
+    except CheckpointError as error:
+        errors.append(ErrorItem(loc=loc, code=error.code, msg=error.message))
+        return None
+
+
+def _weight_problems(request: MergeRequest, rule: Rule | None) -> list[ErrorItem]:
+    errors: list[ErrorItem] = []
+
+    def refuse(index: int, field: str, code: str, message: str) -> None:
+        errors.append(ErrorItem(loc=("models", index, field), code=code, msg=message))
+
+    for field in ("weight", "coefficient"):
+        given = [getattr(model, field) is not None for model in request.models]
+        for index in (index for index, present in enumerate(given) if any(given) and not present):
+            refuse(index, field, f"missing_{field}", f"give a {field} to every model, or to none")
+    weighted = [index for index, model in enumerate(request.models) if model.weight is not None]
+    with_coefficient = [index for index, model in enumerate(request.models) if model.coefficient is not None]
+    if weighted and sum(request.models[index].weight or 0.0 for index in weighted) == 0:
+        refuse(weighted[0], "weight", "zero_weights", "the weights sum to zero; make at least one positive")
+    for index in sorted(set(weighted) & set(with_coefficient)):
+        refuse(
+            index, "coefficient", "weight_and_coefficient", "give either weights or coefficients, not both"
+        )
+    if rule is None:
+        return errors
+    if weighted and not rule.accepts_weights:
+        refuse(weighted[0], "weight", "weights_not_allowed", f"{rule.name} takes no weights; leave them out")
+    if with_coefficient and not rule.accepts_coefficients:
+        message = f"{rule.name} takes no coefficients; use task_arithmetic, or weights"
+        refuse(with_coefficient[0], "coefficient", "coefficients_not_allowed", message)
+    if with_coefficient and rule.accepts_coefficients and "scale" in rule.model_fields_set:
+        message = "coefficients are used as they are; leave out scale"
+        errors.append(ErrorItem(loc=("method", "scale"), code="scale_with_coefficients", msg=message))
+    return errors
+
+
+def _training(
+    request: MergeRequest, index: int, checkpoint: Checkpoint, rule: Rule | None, errors: list[ErrorItem]
+) -> Training:
+    given = request.models[index].training or Training()
+    recorded = Training()
+    needed = rule.training_field if rule else None
+    if needed and getattr(given, needed) is None:
+        loc = ("models", index, "training", needed)
+        try:
+            recorded = read_training(checkpoint) or recorded
+        except CheckpointError as error:
+            errors.append(ErrorItem(loc=loc, code=error.code, msg=error.message))
+            return given
+        if getattr(recorded, needed) is None:
+            message = (
+                f"{rule.name if rule else 'the rule'} needs {needed} of {request.models[index].uri}, and there is "
+                f"no training.json with it beside the checkpoint; give training.{needed} in the request"
+            )
+            errors.append(ErrorItem(loc=loc, code="missing_training", msg=message))
+    return recorded.model_copy(update=given.model_dump(exclude_none=True))
+
+
+def _output_path(request: MergeRequest, inputs: Sequence[Checkpoint], errors: list[ErrorItem]) -> Path | None:
+    def refuse(code: str, message: str) -> None:
+        errors.append(ErrorItem(loc=("output",), code=code, msg=message))
+
+    try:
+        # normalised as text: what the path leads to may change until the merge is done
+        output = Path(os.path.normpath(local_path(request.output)))
+    except CheckpointError as error:
+        refuse(error.code, error.message)
+        return None
+    resolved = output.resolve()
+    for checkpoint in inputs:
+        taken = {checkpoint.directory.resolve(), *(file.path.resolve() for file in checkpoint.files)}
+        if any(resolved == path or resolved in path.parents or path in resolved.parents for path in taken):
+            refuse("output_inside_input", f"it overlaps the input {checkpoint.uri}; choose another directory")
+            return None
+    if output == Path("/"):
+        refuse("output_not_writable", "this is no place for a checkpoint; name a new directory")
+    elif output.suffix == ".safetensors":
+        refuse("output_not_directory", "the output is a directory; leave out the file name")
+    elif os.path.lexists(output) and not request.overwrite:
+        refuse("output_exists", "it exists; choose another directory, or set overwrite")
+    else:
+        parent = next(parent for parent in output.parents if os.path.lexists(parent))
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            refuse("output_not_writable", f"the service may not write in {parent}")
+    return output
+
+
+def _check_space(output: Path, needed: int) -> None:
+    free = free_bytes(output)
+    if free < needed:
+        message = (
+            f"the output takes {needed} bytes and its disk has {free} free; make room or choose another disk"
+        )
+        raise InvalidRequest.at(["output"], "insufficient_space", message)
+
+
+def _warnings(base: Checkpoint, models: Sequence[Checkpoint], comparison: Comparison) -> list[str]:
+    warnings = []
+    first_by_files: dict[tuple[tuple[int, int, int], ...], int] = {}
+    base_files = _files(base)
+    for index, model in enumerate(models):
+        files = _files(model)
+        if files == base_files:
+            warnings.append(f"models.{index} is the base itself; its task vector is zero")
+        elif files in first_by_files:
+            warnings.append(f"models.{index} is the same checkpoint as models.{first_by_files[files]}")
+        first_by_files.setdefault(files, index)
+    sizes = {name: stored.info.nbytes for name, stored in base.tensors.items()}
+    packed = sum(sizes[name] for name in comparison.copied if base.tensors[name].info.dtype not in FLOATS)
+    if packed > PACKED_SHARE * sum(sizes.values()):
+        share = packed / sum(sizes.values())
+        warnings.append(
+            f"{share:.0%} of the base are non-float tensors, which are copied from the base; is it quantised?"
+        )
+    floats = [name for name in comparison.copied if base.tensors[name].info.dtype in FLOATS]
+    if floats:
+        warnings.append(
+            f"{len(floats)} float tensors are not in every model and are copied from the base, {floats[0]} first"
+        )
+    for index, dropped in enumerate(comparison.dropped):
+        if dropped:
+            warnings.append(f"{len(dropped)} tensors of models.{index} are left out, {dropped[0]} first")
+    return warnings
+
+
+def _files(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
+    return tuple((file.inode, file.size, file.mtime_ns) for file in checkpoint.files)

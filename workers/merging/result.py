@@ -1,0 +1,160 @@
+"""The result of a merge, and the receipt that lies beside the merged weights."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taumerge.schemas import MergeResult, ModelReport, OutputFile, TensorCounts
+from workers.checkpoints.checkpoint import Checkpoint
+from workers.checkpoints.dtypes import FLOATS
+from workers.merging.mix import Mix
+from workers.merging.plan import MergePlan
+from workers.merging.sums import Sums
+
+RECEIPT = "taumerge.json"
+
+
+def build_result(
+    plan: MergePlan, mix: Mix, sums: Sums, digests: Mapping[str, str], seconds: Mapping[str, float]
+) -> MergeResult:
+    """Everything that the contract promises of a merge."""
+    request = plan.request
+    gram = sums.total_gram(len(mix.models))
+    norms = np.sqrt(np.diag(gram))
+    shown = request.statistics != "none"
+    merged = len(plan.comparison.merged) - len(mix.copied)
+    return MergeResult(
+        output=request.output,
+        files=[OutputFile(name=file.name, bytes=file.size, sha256=digests[file.name]) for file in plan.files],
+        tensors=TensorCounts(
+            merged=merged,
+            copied=len(plan.names) - merged,
+            dropped=sum(len(dropped) for dropped in plan.comparison.dropped),
+        ),
+        models=_model_reports(plan, mix, norms if shown else None),
+        cosine=_cosines(gram, mix, len(request.models)) if request.statistics == "full" else None,
+        merged_norm=sums.merged_norm() if shown else None,
+        scaling=request.scaling,
+        seconds=dict(seconds),
+        bytes_read=mix.measured.bytes_read + sums.bytes_read,
+        bytes_written=sum(file.size for file in plan.files),
+        warnings=[*plan.warnings, *_measured_warnings(mix, norms), *_drop_warnings(mix)],
+    )
+
+
+def build_receipt(plan: MergePlan, result: MergeResult, sums: Sums) -> dict[str, Any]:
+    """The contents of ``taumerge.json``: what was done to which bytes by which versions."""
+    names = plan.names
+    merged = set(plan.comparison.merged)
+    tensors = plan.base.tensors
+    return {
+        "format": 1,
+        "request": plan.request.model_dump(mode="json"),
+        "method": {"name": plan.rule.name, **plan.rule.model_dump(mode="json")},
+        "result": result.model_dump(mode="json"),
+        "inputs": {
+            "base": _fingerprint(plan.base),
+            "models": [_fingerprint(model) for model in plan.models],
+        },
+        "tensors": {
+            "copied": [name for name in names if name not in merged],
+            "nonfloat_differing": sorted(
+                {names[tensor] for tensor in sums.differing}
+                | {name for name in names if tensors[name].info.dtype not in FLOATS and _reshaped(plan, name)}
+            ),
+            "dropped": [list(dropped) for dropped in plan.comparison.dropped],
+        },
+        "training": [one.model_dump(exclude_none=True) for one in plan.training],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("taumerge", "torch", "ray", "numpy")},
+        },
+    }
+
+
+def _model_reports(plan: MergePlan, mix: Mix, norms: NDArray[np.float64] | None) -> list[ModelReport]:
+    request = plan.request
+    reports = [
+        ModelReport(
+            uri=model.uri,
+            nonfinite=sum(count for (place, _), count in mix.measured.nonfinite.items() if place == index),
+            dropped=index not in mix.models,
+        )
+        for index, model in enumerate(request.models)
+    ]
+    contributions = plan.contributions(mix.models)
+    factor = plan.rule.factor(len(mix.models))
+    for place, (index, contribution) in enumerate(zip(mix.models, contributions, strict=True)):
+        report = reports[index]
+        if norms is not None:
+            report.norm = float(norms[place])
+        if contribution.coefficient is None:
+            report.weight = contribution.weight
+        if mix.coefficients and plan.rule.linear:
+            report.coefficient = request.scaling * mix.coefficients[place]
+            if plan.rule.clips and contribution.weight:
+                report.clipped_by = mix.coefficients[place] / (factor * contribution.weight)
+    return reports
+
+
+def _cosines(gram: NDArray[np.float64], mix: Mix, count: int) -> list[list[float | None]]:
+    """T×T; null where a task vector is zero or its model was dropped."""
+    norms = np.sqrt(np.diag(gram))
+    cosines: list[list[float | None]] = [[None] * count for _ in range(count)]
+    for row, first in enumerate(mix.models):
+        for column, second in enumerate(mix.models):
+            product = norms[row] * norms[column]
+            if product > 0:
+                cosines[first][second] = float(np.clip(gram[row, column] / product, -1.0, 1.0))
+    return cosines
+
+
+def _measured_warnings(mix: Mix, norms: NDArray[np.float64]) -> list[str]:
+    warnings = []
+    first_with_norm: dict[float, int] = {}
+    for index, norm in zip(mix.models, norms.tolist(), strict=True):
+        if norm == 0:
+            warnings.append(f"models.{index} is equal to the base; its task vector is zero")
+        elif norm in first_with_norm:
+            warnings.append(f"models.{index} seems to be the same model as models.{first_with_norm[norm]}")
+        first_with_norm.setdefault(norm, index)
+    return warnings
+
+
+def _drop_warnings(mix: Mix) -> list[str]:
+    dropped = sorted({model for model, _ in mix.measured.nonfinite} - set(mix.models))
+    warnings = [f"models.{model} has NaN or inf and was left out" for model in dropped]
+    if mix.copied:
+        first = min(mix.copied)
+        warnings.append(
+            f"{len(mix.copied)} tensors have NaN or inf in a model and come from the base, {first} first"
+        )
+    return warnings
+
+
+def _fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "uri": checkpoint.uri,
+        "files": [
+            {
+                "name": file.name,
+                "bytes": file.size,
+                "mtime_ns": file.mtime_ns,
+                "header_sha256": file.header_sha256,
+            }
+            for file in checkpoint.files
+        ],
+    }
+
+
+def _reshaped(plan: MergePlan, name: str) -> bool:
+    """Whether some model has the tensor in another shape or type than the base."""
+    base = plan.base.tensors[name].info
+    others = [model.find(name) for model in plan.models]
+    return any(other and (other.info.shape, other.info.dtype) != (base.shape, base.dtype) for other in others)

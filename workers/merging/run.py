@@ -1,0 +1,186 @@
+"""A merge from request to result: plan, measure, aggregate, commit. The driver adds numbers; it needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from taumerge.errors import JobFailed, TaumergeError
+from taumerge.schemas import MergeRequest, MergeResult
+from workers.aggregation.rule import Needs
+from workers.checkpoints.checkpoint import companions
+from workers.checkpoints.reading import unchanged
+from workers.checkpoints.writing import Staging, index_json
+from workers.merging.dispatch import Report, Task, dispatch
+from workers.merging.mix import Mix, check_sound, decide, needs_measuring
+from workers.merging.plan import MergePlan
+from workers.merging.pool import ShardActor, shard_actors, worker_count
+from workers.merging.preflight import plan_merge
+from workers.merging.result import RECEIPT, build_receipt, build_result
+from workers.merging.sums import Sums
+from workers.merging.unit import Findings, Unit
+from workers.settings import WorkerSettings
+
+Actors = Sequence[ActorHandle[ShardActor]]
+
+
+class Superseded(TaumergeError):
+    """Raised by a report when another attempt has taken the job over; what is staged is left to that attempt."""
+
+    code = "superseded"
+
+
+def run_merge(
+    request: MergeRequest,
+    settings: WorkerSettings,
+    report: Report,
+    *,
+    job_id: str = "",
+    detached: bool = False,
+) -> MergeResult:
+    """Carry out ``request`` on the Ray cluster that this process is connected to.
+
+    The output appears whole or not at all. Whatever stops the merge, nothing is left behind; only a crash of
+    this process leaves a hidden directory, in which the next attempt goes on.
+
+    Args:
+        report: told about the progress a few times a second; what it raises stops the merge.
+        job_id: attempts of one job share what they have staged.
+        detached: use shard workers that outlive this process, and leave them running.
+
+    Raises:
+        InvalidRequest: it cannot be carried out (any more).
+        JobFailed: it was begun and failed.
+    """
+    clock = _Clock()
+    with clock.phase("plan"):
+        plan = plan_merge(request, workers=worker_count(settings), worker_memory=int(settings.worker_memory))
+        actors = shard_actors(settings, detached=detached)
+    staging = Staging(plan.output, hashlib.sha256(f"{job_id} {plan.identity}".encode()).hexdigest())
+    try:
+        with clock.phase("measure"):
+            mix = decide(plan, _measure(plan, actors, report) if needs_measuring(plan) else Sums())
+        with clock.phase("aggregate"):
+            staging.create(plan.files)
+            sums, digests = _aggregate(plan, mix, staging, actors, report)
+            check_sound(plan, mix, sums)
+        with clock.phase("commit"):
+            _check_unchanged(plan)
+            result = build_result(plan, mix, sums, digests, clock.seconds)
+            _write_small_files(plan, result, sums, staging)
+            staging.commit(request.overwrite)
+        return result
+    except Superseded:
+        raise
+    except BaseException:
+        staging.discard()
+        raise
+
+
+def _measure(plan: MergePlan, actors: Actors, report: Report) -> Sums:
+    """Pass 1: the sums that the rule and ``nonfinite`` need, over all models."""
+    units = plan.units()
+    needs: Needs = "gram" if plan.rule.needs == "gram" else "norms"
+    findings: dict[int, Findings] = {}
+
+    def task(number: int, unit: Unit) -> Task:
+        def done(answer: Findings) -> list[Task]:
+            findings[number] = answer
+            return []
+
+        return Task(
+            unit.worker, unit.input_bytes, lambda actor: actor.measure.remote(unit, plan.inputs, needs), done
+        )
+
+    dispatch("measure", [task(number, unit) for number, unit in enumerate(units)], actors, report)
+    return Sums.of(findings[number] for number in range(len(units)))
+
+
+def _aggregate(
+    plan: MergePlan, mix: Mix, staging: Staging, actors: Actors, report: Report
+) -> tuple[Sums, dict[str, str]]:
+    """Pass 2: every output file that no earlier attempt finished. Returns the sums and the files' SHA-256."""
+    statistics: Needs = "gram" if plan.request.statistics == "full" else "norms"
+    sums = Sums()
+    digests: dict[str, str] = {}
+    finished = staging.finished()
+    for name, record in finished.items():
+        sums.include(Sums.from_json(record["sums"]))
+        digests[name] = record["sha256"]
+
+    units = [unit for unit in plan.units(mix.models, mix.copied) if unit.file not in finished]
+    findings: dict[str, dict[int, Findings]] = {}
+    left = {file.name: sum(unit.file == file.name for unit in units) for file in plan.files}
+
+    def merge(number: int, unit: Unit) -> Task:
+        coefficients = mix.of_unit(unit)
+
+        def start(actor: ActorHandle[ShardActor]) -> ObjectRef[Findings]:
+            return actor.merge.remote(
+                unit, plan.inputs, staging.path, plan.rule, coefficients, plan.request.scaling, statistics
+            )
+
+        def done(answer: Findings) -> list[Task]:
+            findings.setdefault(unit.file, {})[number] = answer
+            left[unit.file] -= 1
+            return [] if left[unit.file] else [finish(unit.file, unit.worker)]
+
+        return Task(unit.worker, unit.input_bytes, start, done)
+
+    def finish(name: str, worker: int) -> Task:
+        def done(digest: str) -> list[Task]:
+            in_order = findings.get(name, {})
+            of_file = Sums.of(in_order[number] for number in sorted(in_order))
+            if of_file.sound:  # else the merge fails in the end, and no later attempt must miss why
+                staging.finish(name, {"sha256": digest, "sums": of_file.to_json()})
+            sums.include(of_file)
+            digests[name] = digest
+            return []
+
+        return Task(worker, 0, lambda actor: actor.finish.remote(staging.path / name), done)
+
+    tasks = [merge(number, unit) for number, unit in enumerate(units)]
+    empty = [file.name for file in plan.files if not left[file.name] and file.name not in finished]
+    tasks += [finish(name, 0) for name in empty]
+    dispatch("aggregate", tasks, actors, report)
+    return sums, digests
+
+
+def _check_unchanged(plan: MergePlan) -> None:
+    files = [file for checkpoint in (plan.base, *plan.models) for file in checkpoint.files]
+    changed = [file.name for file in files if not unchanged(file)]
+    if changed:
+        raise JobFailed(
+            "input_changed",
+            f"{changed[0]} was changed during the merge; submit the job again when its writer has finished",
+            {"files": changed},
+        )
+
+
+def _write_small_files(plan: MergePlan, result: MergeResult, sums: Sums, staging: Staging) -> None:
+    for path in companions(plan.base):
+        staging.copy(path)
+    if len(plan.files) > 1:
+        stem = plan.files[0].name.rsplit("-", 3)[0]
+        staging.write_text(f"{stem}.safetensors.index.json", index_json(plan.files))
+    # last of all: whoever finds a receipt finds a complete checkpoint
+    staging.write_text(RECEIPT, json.dumps(build_receipt(plan, result, sums), indent=2) + "\n")
+
+
+class _Clock:
+    """Wall seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begun, 4)

@@ -1,0 +1,239 @@
+"""The shard worker's work on one unit: read, aggregate, write. Needs torch, not Ray."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.aggregation.kernel import (
+    BLOCK,
+    Workspace,
+    accumulation_dtype,
+    gram_matrix,
+    merge,
+    sums_of_squares,
+)
+from workers.aggregation.rule import Needs, Rule
+from workers.checkpoints.checkpoint import FileRecord
+from workers.checkpoints.dtypes import ITEMSIZE
+from workers.checkpoints.reading import FileReader
+from workers.checkpoints.writing import FileWriter, sha256_of, sync
+from workers.merging.residency import Residency
+from workers.merging.unit import Findings, Slice, SliceSums, Source, Unit
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+CPU_CHUNK = 2 * BLOCK
+"""Elements per step on a CPU: few enough for the cache, many enough to hide what a torch call costs."""
+CUDA_CHUNK = 64 * BLOCK
+
+
+class ShardWorker:
+    """Works on the units of one shard, and keeps up to ``memory`` bytes of their inputs resident.
+
+    Every method is idempotent: it may be called again, on this worker or another one, with the same effect.
+    """
+
+    def __init__(self, memory: int, chunk_elements: int | None = None) -> None:
+        torch.set_num_threads(1)  # workers are the parallelism
+        _keep_freed_memory()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._chunk = chunk_elements or (CPU_CHUNK if self._device.type == "cpu" else CUDA_CHUNK)
+        if self._chunk % BLOCK:
+            raise ValueError(f"chunk_elements must be a multiple of {BLOCK}")
+        self._resident = Residency(memory)
+        self._buffers: list[Tensor] = []
+
+    def measure(self, unit: Unit, inputs: str, needs: Needs) -> Findings:
+        """Pass 1: norms or Gram matrices of the task vectors, and what is not finite in them."""
+        findings = Findings()
+        with _Readers(findings) as readers:
+            for part in (part for part in unit.slices if part.merged):
+                gram = np.zeros((len(part.models), len(part.models)))
+                workspace = self._workspace(part)
+                for _, base, models in self._chunks(part, inputs, readers):
+                    wide_base, task_vectors = workspace.task_vectors(base, models)
+                    products = _inner_products(task_vectors, needs)
+                    if not np.isfinite(products).all():
+                        _count_nonfinite(findings, part, wide_base, task_vectors)
+                    gram += products
+                findings.sums.append(SliceSums(part.tensor, gram))
+        return findings
+
+    def merge(
+        self,
+        unit: Unit,
+        inputs: str,
+        directory: Path,
+        rule: Rule,
+        coefficients: Sequence[Sequence[float]],
+        scaling: float,
+        statistics: Needs,
+    ) -> Findings:
+        """Pass 2: write the slices of ``unit`` to the laid-out file in ``directory``.
+
+        Args:
+            coefficients: for each slice of the unit one number for each of its models.
+            statistics: what to measure on the way.
+        """
+        findings = Findings()
+        with _Readers(findings) as readers, FileWriter(directory / unit.file) as writer:
+            for part, numbers in zip(unit.slices, coefficients, strict=True):
+                if part.merged:
+                    self._merge_slice(
+                        part, inputs, readers, writer, rule, numbers, scaling, statistics, findings
+                    )
+                else:
+                    self._copy_slice(part, inputs, readers, writer, findings)
+        return findings
+
+    def finish(self, path: Path) -> str:
+        """Bring a complete output file to the disk; returns its SHA-256 in hex."""
+        digest = sha256_of(path)
+        sync(path)
+        return digest
+
+    def _merge_slice(
+        self,
+        part: Slice,
+        inputs: str,
+        readers: _Readers,
+        writer: FileWriter,
+        rule: Rule,
+        coefficients: Sequence[float],
+        scaling: float,
+        statistics: Needs,
+        findings: Findings,
+    ) -> None:
+        workspace = self._workspace(part)
+        out = torch.empty(self._chunk, dtype=TORCH_DTYPES[part.dtype], device=self._device)
+        gram = np.zeros((len(part.models), len(part.models)))
+        merged_square = 0.0
+        for start, base, models in self._chunks(part, inputs, readers):
+            wide_base, task_vectors = workspace.task_vectors(base, models)
+            products = _inner_products(task_vectors, statistics)
+            values = out[: base.numel()]
+            square, in_range = merge(rule, wide_base, task_vectors, coefficients, scaling, values)
+            if not np.isfinite(products).all() or not in_range:
+                _count_nonfinite(findings, part, wide_base, task_vectors)
+                findings.overflowed.add(part.tensor)
+            gram += products
+            merged_square += square
+            writer.write_at(_bytes_of(values), part.offset + start * ITEMSIZE[part.dtype])
+        findings.sums.append(SliceSums(part.tensor, gram, merged_square))
+
+    def _copy_slice(
+        self, part: Slice, inputs: str, readers: _Readers, writer: FileWriter, findings: Findings
+    ) -> None:
+        for start, base, models in self._chunks(part, inputs, readers):
+            if not all(torch.equal(base, model) for model in models):
+                findings.differing.add(part.tensor)
+            values = base
+            if part.dtype != part.base.dtype:
+                values = base.to(TORCH_DTYPES[part.dtype])
+                if not torch.isfinite(values).all():
+                    _count_nonfinite(findings, part, base, [])
+                    findings.overflowed.add(part.tensor)
+            writer.write_at(_bytes_of(values), part.offset + start * ITEMSIZE[part.dtype])
+
+    def _workspace(self, part: Slice) -> Workspace:
+        dtypes = [TORCH_DTYPES[source.dtype] for source in (part.base, *part.models)]
+        elements = min(part.elements, self._chunk)
+        return Workspace(len(part.models), elements, accumulation_dtype(dtypes), self._device)
+
+    def _chunks(
+        self, part: Slice, inputs: str, readers: _Readers
+    ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+        """Chunks of the base and of every model, as ``(first element in the slice, base, models)``.
+
+        The tensors are valid until the next step.
+        """
+        sources = (part.base, *part.models)
+        kept = [self._resident_slice(source, part.elements, inputs, readers) for source in sources]
+        for start in range(0, part.elements, self._chunk):
+            count = min(self._chunk, part.elements - start)
+            tensors = []
+            for slot, (source, resident) in enumerate(zip(sources, kept, strict=True)):
+                size = ITEMSIZE[source.dtype]
+                if resident is not None:
+                    data = resident[start * size : (start + count) * size]
+                else:
+                    data = readers.read(source.part(start), self._buffer(slot)[: count * size])
+                    data = data.to(self._device)
+                # Tensors that are only copied are compared as bytes, whatever their type.
+                raw = not part.merged and part.dtype == part.base.dtype
+                tensors.append(data if raw else data.view(TORCH_DTYPES[source.dtype]))
+            yield start, tensors[0], tensors[1:]
+
+    def _resident_slice(self, source: Source, elements: int, inputs: str, readers: _Readers) -> Tensor | None:
+        nbytes = elements * ITEMSIZE[source.dtype]
+
+        def read() -> Tensor:
+            return readers.read(source, torch.empty(nbytes, dtype=torch.uint8)).to(self._device)
+
+        return self._resident.get(source, nbytes, inputs, read)
+
+    def _buffer(self, slot: int) -> Tensor:
+        while len(self._buffers) <= slot:
+            pinned = self._device.type == "cuda"
+            self._buffers.append(torch.empty(self._chunk * 8, dtype=torch.uint8, pin_memory=pinned))
+        return self._buffers[slot]
+
+
+class _Readers(ExitStack):
+    """The input files of one unit, each opened when it is first read."""
+
+    def __init__(self, findings: Findings) -> None:
+        super().__init__()
+        self._findings = findings
+        self._open: dict[FileRecord, FileReader] = {}
+
+    def read(self, source: Source, buffer: Tensor) -> Tensor:
+        """Fill ``buffer`` (bytes) with what lies at ``source``."""
+        if source.file not in self._open:
+            self._open[source.file] = self.enter_context(FileReader(source.file))
+        self._open[source.file].read_into(buffer.numpy().data, source.offset)
+        self._findings.bytes_read += buffer.numel()
+        return buffer
+
+
+def _inner_products(task_vectors: Sequence[Tensor], needs: Needs) -> NDArray[np.float64]:
+    # Norms are measured even where nobody asks for them: they are the cheapest test for NaN and inf.
+    if needs == "gram":
+        return gram_matrix(task_vectors)
+    return np.diag(sums_of_squares(task_vectors))
+
+
+def _count_nonfinite(findings: Findings, part: Slice, base: Tensor, task_vectors: Sequence[Tensor]) -> None:
+    base_bad = ~torch.isfinite(base)
+    counts = {-1: int(base_bad.sum())}
+    for index, task_vector in enumerate(task_vectors):
+        counts[index] = int((~torch.isfinite(task_vector) & ~base_bad).sum())
+    for index, count in counts.items():
+        if count:
+            place = (index, part.tensor)
+            findings.nonfinite[place] = findings.nonfinite.get(place, 0) + count
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    return values.view(torch.uint8).cpu().numpy().data
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc recycle the chunk-sized temporaries of the rules rather than return each to the system."""
+    m_mmap_threshold, m_trim_threshold = -3, -1
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 1 << 25)
+        libc.mallopt(m_trim_threshold, 1 << 28)

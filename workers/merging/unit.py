@@ -1,0 +1,106 @@
+"""What travels between the driver and the shard workers.
+
+A merge is cut into *slices* (part of one tensor, at most ``SLICE`` elements, always at the same places) and
+the slices into *units* (neighbouring slices of one output file). A unit says all that a worker needs, so a
+call with it can be repeated on any worker: it reads inputs that do not change and writes the same bytes to
+the same place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.checkpoints.checkpoint import FileRecord
+from workers.checkpoints.dtypes import ITEMSIZE
+
+SLICE = 1 << 22
+"""Elements of a slice. Sums are added slice by slice, so this is part of the numerics, not a tuning knob."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tensor, or a slice of one, lies in a checkpoint."""
+
+    file: FileRecord
+    offset: int
+    dtype: str
+
+    def part(self, start: int) -> Source:
+        """The source from element ``start`` on."""
+        return Source(self.file, self.offset + start * ITEMSIZE[self.dtype], self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Elements ``[start, start + elements)`` of one tensor, of the base and of every model that takes part."""
+
+    tensor: int
+    start: int
+    elements: int
+    base: Source
+    models: tuple[Source, ...]
+    """The models to merge; for a copied tensor those whose bytes are compared with the base's."""
+    merged: bool
+    dtype: str
+    """Element type of the output."""
+    offset: int
+    """Place of the slice in the output file."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes read for this slice when nothing is resident."""
+        return sum(self.elements * ITEMSIZE[source.dtype] for source in (self.base, *self.models))
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes written for this slice."""
+        return self.elements * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Neighbouring slices of one output file, given to one worker."""
+
+    worker: int
+    file: str
+    """Name of the output file."""
+    slices: tuple[Slice, ...]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes read for this unit when nothing is resident."""
+        return sum(one.input_bytes for one in self.slices)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes written for this unit."""
+        return sum(one.output_bytes for one in self.slices)
+
+
+@dataclass(slots=True)
+class SliceSums:
+    """What the merged slice of a tensor adds to the sums over the tensor."""
+
+    tensor: int
+    gram: NDArray[np.float64]
+    """⟨τ_s, τ_t⟩, shape (T, T); only the diagonal is set where norms were asked for."""
+    merged_square: float = 0.0
+    """‖V‖₂²."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What working on a unit found out."""
+
+    sums: list[SliceSums] = field(default_factory=list)
+    """Of the merged slices, in order."""
+    nonfinite: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(model, tensor) → number of NaN and inf elements; model −1 is the base."""
+    overflowed: set[int] = field(default_factory=set)
+    """Tensors with merged values outside the range of their output type."""
+    differing: set[int] = field(default_factory=set)
+    """Copied tensors whose bytes in some model differ from the base's."""
+    bytes_read: int = 0
