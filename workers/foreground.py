@@ -14,7 +14,7 @@ import ray
 from pydantic import BaseModel, ValidationError
 
 from taumerge.errors import InvalidRequest, JobFailed
-from taumerge.recipes import load_recipe
+from taumerge import load_recipe
 from taumerge.schemas import Progress
 from workers.settings import WorkerSettings
 

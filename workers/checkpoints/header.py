@@ -178,8 +178,8 @@ def _tensor(name: str, entry: object, start: int, file: str) -> TensorInfo:
         )
     if not _is_sizes(shape) or _overflows(shape):
         raise ValueError(f"gives tensor {_shown(name)} a shape that is no list of sizes below 2^63")
-    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"gives tensor {_shown(name)} data_offsets that are no pair begin <= end")
+    if not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"gives tensor {_shown(name)} data_offsets that are no pair of offsets")
     begin, end = offsets
     nbytes = math.prod(shape) * ITEMSIZE[dtype]
     if end - begin != nbytes:

@@ -115,7 +115,10 @@ class Staging:
         try:
             finished = self.finished()
             todo = [file for file in files if not (file.name in finished and self._has_size(file))]
-            needed, free = sum(file.size for file in todo), free_bytes(self.path)
+            # reserving more than there is would fill the disk for everybody before it fails
+            needed, free = sum(self._unallocated(file) for file in todo), free_bytes(self.path)
+            if needed > free:
+                raise _disk_full(self.output, free, needed)
             self._create_directory()
             for file in todo:
                 self._create_file(file)
@@ -218,10 +221,19 @@ class Staging:
             os.close(fd)
 
     def _has_size(self, file: FileLayout) -> bool:
+        status = self._status(file)
+        return status is not None and status.st_size == file.size
+
+    def _unallocated(self, file: FileLayout) -> int:
+        """Bytes of ``file`` for which an earlier attempt has reserved no space."""
+        status = self._status(file)
+        return file.size if status is None else max(0, file.size - status.st_blocks * 512)
+
+    def _status(self, file: FileLayout) -> os.stat_result | None:
         try:
-            return (self.path / file.name).stat().st_size == file.size
-        except OSError:
-            return False
+            return (self.path / file.name).stat()
+        except FileNotFoundError:
+            return None
 
     def _write(self, path: Path, content: bytes) -> None:
         try:

@@ -1,2 +1,70 @@
 """Client SDK of taumerge, the model-merging service."""
-__version__ = "0.1.0"
+
+from importlib.metadata import version
+
+from taumerge._events import Event, LogEvent, ProgressEvent, StateEvent
+from taumerge.client import AsyncClient, Client
+from taumerge.errors import (
+    ApiError,
+    Conflict,
+    ErrorItem,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    ServiceUnreachable,
+    TaumergeError,
+    Unauthorized,
+    Unavailable,
+    WaitTimeout,
+)
+from taumerge.recipe import load_recipe
+from taumerge.schemas import (
+    Job,
+    JobError,
+    MergeRequest,
+    MergeResult,
+    MethodInfo,
+    MethodSpec,
+    ModelRef,
+    ModelReport,
+    Plan,
+    Progress,
+    Training,
+)
+
+__version__ = version("taumerge")
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "Conflict",
+    "ErrorItem",
+    "Event",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "LogEvent",
+    "MergeRequest",
+    "MergeResult",
+    "MethodInfo",
+    "MethodSpec",
+    "ModelRef",
+    "ModelReport",
+    "NotFound",
+    "Plan",
+    "Progress",
+    "ProgressEvent",
+    "ServiceUnreachable",
+    "StateEvent",
+    "TaumergeError",
+    "Training",
+    "Unauthorized",
+    "Unavailable",
+    "WaitTimeout",
+    "__version__",
+    "load_recipe",
+]

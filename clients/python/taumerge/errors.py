@@ -4,6 +4,7 @@
     ├── InvalidRequest        a request that cannot be carried out; located errors       HTTP 422
     ├── JobFailed             an accepted job that ended in failure                      job.error
     ├── JobCancelled          an accepted job that was cancelled
+    ├── WaitTimeout           the caller stopped waiting for a job, which goes on
     ├── ServiceUnreachable    no answer from the service after every retry
     └── ApiError              any other error answer of the service
         ├── Unauthorized      no token, or a wrong one                                   401, 403
@@ -34,6 +35,7 @@ __all__ = [
     "TaumergeError",
     "Unauthorized",
     "Unavailable",
+    "WaitTimeout",
 ]
 
 
@@ -80,7 +82,6 @@ class InvalidRequest(TaumergeError):
         """A refusal with a single located error."""
         return cls([ErrorItem(loc=tuple(loc), code=code, msg=msg)])
 
-
     @classmethod
     def from_validation(cls, error: ValidationError, prefix: Sequence[str | int] = ()) -> InvalidRequest:
         """The located errors of a schema validation, below ``prefix``."""
@@ -111,6 +112,12 @@ class JobCancelled(TaumergeError):
     """An accepted job was cancelled before it finished."""
 
     code = "cancelled"
+
+
+class WaitTimeout(TaumergeError):
+    """The job has not ended in the time that the caller gave it; it goes on."""
+
+    code = "wait_timeout"
 
 
 class ServiceUnreachable(TaumergeError):

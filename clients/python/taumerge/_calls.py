@@ -1,0 +1,145 @@
+"""Every call of the service, described once for both clients."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from taumerge._transport import Call
+from taumerge.errors import InvalidRequest
+from taumerge.schemas import Job, JobPage, MergeRequest, MethodInfo, MethodSpec, ModelRef, Plan
+
+LONGEST_WAIT_SECONDS = 60
+"""The service holds an answer no longer than this."""
+PAGE_SIZE = 100
+
+EVENT_STREAM_SECONDS = 60
+"""About how long the service keeps one connection of an event stream, perhaps in silence."""
+
+T = TypeVar("T")
+
+
+def _json(adapter: TypeAdapter[T]) -> Callable[[httpx.Response], T]:
+    return lambda answer: adapter.validate_json(answer.content)
+
+
+_health = _json(TypeAdapter(dict[str, Any]))
+_job = _json(TypeAdapter(Job))
+_job_page = _json(TypeAdapter(JobPage))
+_methods = _json(TypeAdapter(list[MethodInfo]))
+_plan = _json(TypeAdapter(Plan))
+
+
+def _event_stream(answer: httpx.Response) -> httpx.Response:
+    if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+        raise ValueError("not an event stream")
+    return answer
+
+
+class MergeFields(TypedDict, total=False):
+    """The fields of a MergeRequest, as keyword arguments; its defaults hold for what is left out."""
+
+    base: str
+    models: Sequence[str | Mapping[str, Any] | ModelRef]
+    method: str | Mapping[str, Any] | MethodSpec
+    scaling: float
+    output: str
+    dtype: str | None
+    max_shard_size: str
+    nonfinite: str
+    statistics: str
+    keys: str
+    overwrite: bool
+
+
+def merge(
+    request: MergeRequest | Mapping[str, Any] | None,
+    fields: MergeFields,
+    *,
+    wait: float | None,
+    idempotency_key: str | None,
+) -> Call[Job]:
+    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    held = min(math.ceil(wait), LONGEST_WAIT_SECONDS) if wait else 0
+    if held > 0:
+        headers["Prefer"] = f"wait={held}"
+    return Call("POST", "/merge", _job, headers=headers, content=_body(request, fields), held_seconds=held)
+
+
+def plan(request: MergeRequest | Mapping[str, Any] | None, fields: MergeFields) -> Call[Plan]:
+    return Call("POST", "/merge", _plan, params={"dry_run": "true"}, content=_body(request, fields))
+
+
+def job(job_id: str) -> Call[Job]:
+    return Call("GET", _job_path(job_id), _job)
+
+
+def cancel(job_id: str) -> Call[Job]:
+    return Call("POST", f"{_job_path(job_id)}/cancel", _job)
+
+
+def events(job_id: str, last_event_id: str) -> Call[httpx.Response]:
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+    path = f"{_job_path(job_id)}/events"
+    return Call("GET", path, _event_stream, headers=headers, stream=True, held_seconds=EVENT_STREAM_SECONDS)
+
+
+def methods() -> Call[list[MethodInfo]]:
+    return Call("GET", "/methods", _methods)
+
+
+def health() -> Call[dict[str, Any]]:
+    return Call("GET", "/healthz", _health)
+
+
+class JobListing:
+    """The calls that list jobs page by page, newest first."""
+
+    def __init__(self, kind: str | None, state: str | None, limit: int | None) -> None:
+        self._params = {name: value for name, value in (("kind", kind), ("state", state)) if value}
+        self._left = math.inf if limit is None else limit
+        self._cursor: str | None = ""
+
+    def next_call(self) -> Call[JobPage] | None:
+        """The call for the next page; None after the last."""
+        if self._cursor is None or self._left <= 0:
+            return None
+        params = self._params | {"limit": str(min(self._left, PAGE_SIZE))}
+        if self._cursor:
+            params["cursor"] = self._cursor
+        return Call("GET", "/jobs", _job_page, params=params)
+
+    def jobs(self, page: JobPage) -> Iterator[Job]:
+        """The wanted jobs of the page that was called for."""
+        self._cursor = page.next_cursor
+        for job in page.jobs:
+            if self._left <= 0:
+                return
+            self._left -= 1
+            yield job
+
+
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
+
+
+def _body(request: MergeRequest | Mapping[str, Any] | None, fields: MergeFields) -> str:
+    if request is not None and fields:
+        raise TypeError("give a request or its fields, not both")
+    try:
+        valid = MergeRequest.model_validate(fields if request is None else request)
+    except ValidationError as error:
+        raise InvalidRequest.from_validation(error) from None
+    try:
+        # Only what was given: the defaults are the service's, whose version may be another.
+        return json.dumps(valid.model_dump(exclude_unset=True), allow_nan=False)
+    except (TypeError, ValueError) as error:  # in the method's parameters: all else has a type
+        msg = f"a parameter is not a JSON value: {error}"
+        raise InvalidRequest.at(("method",), "not_json", msg) from None

@@ -1,0 +1,144 @@
+"""What the command prints for people: plain tables that also read well in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from taumerge.schemas import Job, MergeResult, MethodInfo, Plan, Progress
+
+
+def new_console() -> Console:
+    """A console on stdout that takes text as it is (a URI may hold brackets) and never cuts a table in a pipe."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console
+
+
+def show_jobs(console: Console, jobs: Sequence[Job]) -> None:
+    rows = [
+        (
+            job.id,
+            job.state,
+            _share(job.progress) if job.state == "running" else "",
+            _time(job.created_at),
+            str(job.request.get("output") or ""),
+        )
+        for job in jobs
+    ]
+    _table(console, ("id", "state", "progress", "created", "output"), rows)
+
+
+def show_job(console: Console, job: Job) -> None:
+    facts = [
+        ("job", job.id),
+        ("state", f"{job.state} {_share(job.progress)}" if job.state == "running" else job.state),
+        ("created", _time(job.created_at)),
+    ]
+    if job.started_at and job.finished_at:
+        facts.append(("ran for", f"{(job.finished_at - job.started_at).total_seconds():.1f} s"))
+    if job.attempt > 1:
+        facts.append(("attempts", str(job.attempt)))
+    if job.error:
+        facts.append(("error", f"{job.error.message} ({job.error.code})"))
+    if job.result is None:
+        _facts(console, [*facts, ("output", str(job.request.get("output") or ""))])
+        return
+    _facts(console, [*facts, *_result_facts(job.result)])
+    _table(
+        console,
+        ("model", "norm", "weight", "coefficient", "clipped by", "non-finite"),
+        [
+            (
+                model.uri + (" (dropped)" if model.dropped else ""),
+                *(
+                    _number(value)
+                    for value in (model.norm, model.weight, model.coefficient, model.clipped_by)
+                ),
+                str(model.nonfinite),
+            )
+            for model in job.result.models
+        ],
+    )
+    _table(
+        console,
+        ("file", "size", "sha256"),
+        [(file.name, decimal(file.bytes), file.sha256) for file in job.result.files],
+    )
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    facts = [
+        ("tensors", f"{plan.tensors:,}"),
+        ("parameters", f"{plan.parameters:,}"),
+        ("reads", decimal(plan.input_bytes)),
+        ("writes", decimal(plan.output_bytes)),
+        ("workers", str(plan.workers)),
+        ("memory of a worker", decimal(plan.peak_memory_bytes)),
+    ]
+    _facts(console, [*facts, *(("warning", warning) for warning in plan.warnings)])
+    _table(console, ("worker", "reads"), [(str(shard.worker), decimal(shard.bytes)) for shard in plan.shards])
+
+
+def show_methods(console: Console, methods: Sequence[MethodInfo]) -> None:
+    _table(
+        console,
+        ("method", "parameters", "summary"),
+        [(method.name, _parameters(method), method.summary) for method in methods],
+    )
+
+
+def _result_facts(result: MergeResult) -> Iterable[tuple[str, str]]:
+    counts = result.tensors
+    yield "output", result.output
+    yield "tensors", f"{counts.merged:,} merged, {counts.copied:,} copied, {counts.dropped:,} dropped"
+    yield "λ", f"{result.scaling:g}"
+    yield "‖V‖₂", _number(result.merged_norm)
+    yield "read", decimal(result.bytes_read)
+    yield "written", decimal(result.bytes_written)
+    yield "seconds", ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in result.seconds.items())
+    for warning in result.warnings:
+        yield "warning", warning
+
+
+def _parameters(method: MethodInfo) -> str:
+    names = method.parameters.get("properties", {})
+    return ", ".join(
+        f"{name}={method.defaults[name]}" if name in method.defaults else f"{name}" for name in names
+    )
+
+
+def _facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    for fact in facts:
+        grid.add_row(*fact)
+    console.print(grid)
+
+
+def _table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _share(progress: Progress | None) -> str:
+    if progress is None:
+        return ""
+    return f"{progress.phase} {progress.done / progress.total:.0%}" if progress.total else progress.phase
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
