@@ -21,7 +21,15 @@ def floor_seconds(inputs: Sequence[Path], output_bytes: int, directory: Path) ->
     processes = [
         spawn.Process(
             target=_move,
-            args=(list(inputs), core, cores, directory / f"floor-{core}", output_bytes // cores, begun_all, ended_all),
+            args=(
+                list(inputs),
+                core,
+                cores,
+                directory / f"floor-{core}",
+                output_bytes // cores,
+                begun_all,
+                ended_all,
+            ),
         )
         for core in range(cores)
     ]

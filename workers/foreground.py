@@ -13,8 +13,8 @@ from typing import NoReturn, TypeVar
 import ray
 from pydantic import BaseModel, ValidationError
 
-from taumerge.errors import InvalidRequest, JobFailed
 from taumerge import load_recipe
+from taumerge.errors import InvalidRequest, JobFailed
 from taumerge.schemas import Progress
 from workers.settings import WorkerSettings
 
@@ -51,7 +51,9 @@ def run_recipe(
 def _connect() -> None:
     # RAY_ADDRESS is set under `ray job submit`; a running local cluster is found by "auto".
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING, log_to_driver=False
+        )
     except ConnectionError:
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
 

@@ -1,4 +1,4 @@
-"""``python -m workers.merge RECIPE.yaml``: a merge without a service, on the Ray cluster that is found or a local one."""
+"""``python -m workers.merge RECIPE.yaml``: a merge without a service, on the Ray cluster it finds or a local one."""
 
 from __future__ import annotations
 

@@ -88,7 +88,9 @@ def shard_actors(settings: WorkerSettings, *, detached: bool) -> list[ActorHandl
     actors: list[Any] = []  # Ray's own types lose the class here
     for index in range(count):
         name = f"shard-{key}-{index}" if detached else None
-        actors.append(actor_class.options(**options, **lifetime, name=name).remote(int(settings.worker_memory)))
+        actors.append(
+            actor_class.options(**options, **lifetime, name=name).remote(int(settings.worker_memory))
+        )
     _wait_until_ready(actors, options)
     return actors
 
