@@ -11,6 +11,18 @@ from torch import Tensor
 
 VOCABULARY, WIDTH, HIDDEN, LAYERS, KEY_WIDTH = 36_000, 2_048, 5_632, 16, 256
 SHARD_BYTES = 500_000_000
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": WIDTH,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -68,7 +80,7 @@ def _write(place: Path, seed: int, noise: Tensor) -> None:
         weight_map |= dict.fromkeys(tensors, file)
     record = {"steps": 1000 * (seed + 1), "lr_sum": 0.01 * (seed + 1)}
     (place / "training.json").write_text(json.dumps(record))
-    (place / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": WIDTH}))
+    (place / "config.json").write_text(json.dumps(CONFIG))
     index = {"metadata": {"total_size": 2 * parameters()}, "weight_map": weight_map}
     (place / "model.safetensors.index.json").write_text(json.dumps(index))
 

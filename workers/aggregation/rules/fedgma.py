@@ -23,6 +23,7 @@ class FedGMA(Rule):
 
     name: ClassVar[str] = "fedgma"
     source: ClassVar[str] = "Tenison et al., arXiv 2201.11986, Algorithm 1"
+    linear: ClassVar[bool] = False
 
     rho: float = Field(
         ge=0, le=1, allow_inf_nan=False, description="ρ, the agreement from which nothing is damped"
