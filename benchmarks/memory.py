@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 
 SAMPLE_SECONDS = 0.05
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
@@ -44,8 +46,5 @@ def _shard_workers() -> list[int]:
 
 
 def _private_bytes(pid: int) -> int:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    lines = [
-        line.split() for line in text.splitlines() if line.startswith(("Private_Clean", "Private_Dirty"))
-    ]
-    return sum(int(kilobytes) for _, kilobytes, _ in lines) * 1024
+    _, resident, shared, *_ = (int(pages) for pages in Path(f"/proc/{pid}/statm").read_text().split())
+    return (resident - shared) * PAGE
