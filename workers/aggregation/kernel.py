@@ -26,8 +26,10 @@ class Workspace:
     """Reusable memory for the task vectors of one chunk of ``models`` models."""
 
     def __init__(self, models: int, elements: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._base = torch.empty(elements, dtype=dtype, device=device)
-        self._rows = torch.empty((models, elements), dtype=dtype, device=device)
+        # Rows start at whole cache lines: how a dot product is summed may depend on where its vector starts.
+        padded = -(-elements // 64) * 64
+        self._base = torch.empty(padded, dtype=dtype, device=device)
+        self._rows = torch.empty((models, padded), dtype=dtype, device=device)
 
     def task_vectors(self, base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """θ₀ and each τ_t = θ_t − θ₀ in the dtype of the workspace; valid until the next call."""
@@ -44,18 +46,28 @@ def accumulation_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def sums_of_squares(vectors: Sequence[Tensor]) -> NDArray[np.float64]:
-    """‖x‖₂² of each of n vectors, shape (n,). Finite if and only if all elements are."""
-    blocks = torch.stack([_block_sums(vector * vector) for vector in vectors])
-    sums = np.array([_sum_in_order(row) for row in blocks.tolist()], dtype=np.float64)
-    if vectors[0].dtype == torch.float32 and not np.isfinite(sums).all():
-        return sums_of_squares([vector.double() for vector in vectors])  # squares beyond float32
+def sums_of_squares(
+    vectors: Sequence[Tensor], so_far: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """‖x‖₂² of each of n vectors, shape (n,), to 1e-6. Finite if and only if all elements are.
+
+    ``so_far`` are the sums over earlier chunks; going on from them makes the result independent of the chunks.
+    """
+    sums = np.zeros(len(vectors)) if so_far is None else so_far.copy()
+    for start in range(0, vectors[0].numel(), BLOCK):
+        blocks = [vector[start : start + BLOCK] for vector in vectors]
+        squares = np.array(torch.stack([torch.dot(block, block) for block in blocks]).tolist())
+        if not np.isfinite(squares).all():  # perhaps only beyond float32
+            squares = np.array(
+                [float(torch.dot(wide, wide)) for wide in (block.double() for block in blocks)]
+            )
+        sums += squares
     return sums
 
 
-def gram_matrix(vectors: Sequence[Tensor]) -> NDArray[np.float64]:
-    """⟨x_s, x_t⟩ of n vectors, shape (n, n)."""
-    total = np.zeros((len(vectors), len(vectors)))
+def gram_matrix(vectors: Sequence[Tensor], so_far: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """⟨x_s, x_t⟩ of n vectors, shape (n, n), added to those of earlier chunks."""
+    total = np.zeros((len(vectors), len(vectors))) if so_far is None else so_far.copy()
     for start in range(0, vectors[0].numel(), BLOCK):
         block = torch.stack([vector[start : start + BLOCK] for vector in vectors]).double()
         total += (block @ block.T).cpu().numpy()
@@ -69,16 +81,22 @@ def merge(
     coefficients: Sequence[float],
     scaling: float,
     out: Tensor,
+    square_so_far: float = 0.0,
 ) -> tuple[float, bool]:
     """Write θ₀ + λ·V to ``out``, rounded once to its dtype.
 
-    Returns ‖V‖₂² of the chunk, and whether every merged value is finite and in the range of ``out``.
+    Returns ‖V‖₂² added to that of earlier chunks, and whether every merged value is in the range of ``out``.
     """
     merged = rule.aggregate(task_vectors, coefficients)
-    square = float(sums_of_squares([merged])[0])
-    merged.mul_(scaling).add_(base)
+    square = float(sums_of_squares([merged], np.array([square_so_far]))[0])
+    torch.add(base, merged, alpha=scaling, out=merged)
     out.copy_(merged)
-    return square, fits(merged, out.dtype)
+    # With |V| < 2⁶⁴ and such a λ, λ·V is less than half a unit in the last place of the largest float32, so adding it
+    # to a finite θ₀ overflows neither float32 nor bfloat16 and need not be looked at. (NaN compares as false.)
+    safe = (
+        merged.dtype == torch.float32 and out.dtype != torch.float16 and scaling < 1e10 and square < 2.0**128
+    )
+    return square, safe or fits(merged, out.dtype)
 
 
 def fits(values: Tensor, dtype: torch.dtype) -> bool:
@@ -88,14 +106,5 @@ def fits(values: Tensor, dtype: torch.dtype) -> bool:
     return bool(torch.isfinite(extremes).all())
 
 
-def _block_sums(values: Tensor) -> Tensor:
-    whole = values.numel() // BLOCK * BLOCK
-    sums = values[:whole].view(-1, BLOCK).sum(1)
-    return torch.cat([sums, values[whole:].sum(0, keepdim=True)]) if whole < values.numel() else sums
-
-
-def _sum_in_order(values: Sequence[float]) -> float:
-    total = 0.0
-    for value in values:
-        total += value
-    return total
+def _dot(block: Tensor) -> Tensor:
+    return torch.dot(block, block)

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -53,6 +53,8 @@ _COMPANIONS = (
     "image_processor_config.json",
     "video_preprocessor_config.json",
 )
+_ADAPTER = "adapter_model"
+_ADAPTER_CONFIG = "adapter_config.json"
 _LARGEST_COMPANION = 100_000_000
 _LARGEST_RECORD = 1_000_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -96,6 +98,8 @@ class Checkpoint:
     """Name of the weights without ``.safetensors``: ``model``, ``open_clip_model``, or the single file's."""
     sharded: bool
     """Whether there is an index."""
+    adapter: Mapping[str, Any] | None = None
+    """``adapter_config.json`` where this is an adapter; ``tensors`` are then the adapter's own."""
 
     @property
     def fingerprint(self) -> str:
@@ -146,14 +150,14 @@ def open_checkpoint(uri: str) -> Checkpoint:
     """Read the headers of the checkpoint at ``uri``: a directory, or one ``.safetensors`` file.
 
     A directory holds ``model.safetensors``, or an index ``model.safetensors.index.json`` with its
-    shards, or the same under open_clip's name. Where a single file and an index are both there the
-    single file counts, as it does in transformers.
+    shards, or the same under open_clip's name, or an adapter as peft saves it. Where a single file and
+    an index are both there the single file counts, as it does in transformers.
 
     Raises:
         CheckpointError: ``unsupported_uri``, ``checkpoint_not_found``, ``checkpoint_unreadable``,
-            ``unsupported_checkpoint`` (an adapter, pickled weights, unknown names), ``malformed_index``,
-            ``index_missing_file``, ``index_missing_tensor``, ``index_unlisted_tensor``, or what
-            ``read_header`` raises.
+            ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter),
+            ``malformed_adapter``, ``malformed_index``, ``index_missing_file``, ``index_missing_tensor``,
+            ``index_unlisted_tensor``, or what ``read_header`` raises.
     """
     path = local_path(uri)
     try:
@@ -231,11 +235,8 @@ def _open_directory(uri: str, directory: Path) -> Checkpoint:
             return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem, sharded=False)
         if (index := f"{stem}.safetensors.index.json") in names:
             return _open_files(uri, directory, _read_index(directory / index, names), stem=stem, sharded=True)
-    if names & {"adapter_model.safetensors", "adapter_config.json"}:
-        raise CheckpointError(
-            "unsupported_checkpoint",
-            f"{uri} holds an adapter, not a whole model: merge the adapter into its base first.",
-        )
+    if names & {f"{_ADAPTER}.safetensors", _ADAPTER_CONFIG}:
+        return _open_adapter(uri, directory, names)
     other = sorted(name for name in names if name.endswith(".safetensors"))
     if other:
         raise CheckpointError(
@@ -254,6 +255,31 @@ def _open_directory(uri: str, directory: Path) -> Checkpoint:
         f"{uri} holds no weights: model.safetensors, model.safetensors.index.json or "
         "open_clip_model.safetensors is expected.",
     )
+
+
+def _open_adapter(uri: str, directory: Path, names: set[str]) -> Checkpoint:
+    weights = f"{_ADAPTER}.safetensors"
+    if absent := {weights, _ADAPTER_CONFIG} - names:
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} holds an adapter without {absent.pop()}: save it with peft's save_pretrained, as safetensors.",
+        )
+    opened = _open_files(uri, directory, {weights: None}, stem=_ADAPTER, sharded=False)
+    path = directory / _ADAPTER_CONFIG
+    try:
+        status = path.stat()
+        raw = _read_limited(path, _LARGEST_RECORD)
+        config = parse_object(raw)
+    except OSError as error:
+        raise CheckpointError(
+            "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError("malformed_adapter", f"{path.name} {error}; save the adapter anew.") from error
+    # The configuration decides the numbers as much as the weights do, so it is one of the files.
+    digest = hashlib.sha256(raw).hexdigest()
+    record = FileRecord(path.name, path, status.st_size, status.st_mtime_ns, status.st_ino, digest)
+    return replace(opened, files=(*opened.files, record), adapter=config)
 
 
 def _open_files(
@@ -291,19 +317,23 @@ def _open_file(path: Path) -> tuple[FileRecord, Header]:
     return record, header
 
 
-def _read_object(path: Path, largest: int) -> dict[str, Any]:
+def _read_limited(path: Path, largest: int) -> bytes:
+    if not path.is_file():
+        raise ValueError("is not a regular file")
     with path.open("rb") as file:
         raw = file.read(largest + 1)
     if len(raw) > largest:
         raise ValueError(f"is larger than {largest} bytes")
-    return parse_object(raw)
+    return raw
+
+
+def _read_object(path: Path, largest: int) -> dict[str, Any]:
+    return parse_object(_read_limited(path, largest))
 
 
 def _read_index(path: Path, present: set[str]) -> dict[str, set[str]]:
     """The tensors that the index lists, by file."""
     try:
-        if not path.is_file():
-            raise ValueError("is not a regular file")
         weight_map = _read_object(path, MAX_HEADER_BYTES).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError("has no weight_map that maps tensors to files")

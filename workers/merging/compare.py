@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from taumerge.errors import ErrorItem
+from workers.checkpoints.adapter import Delta, place
 from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.dtypes import FLOATS
 
@@ -24,6 +25,8 @@ class Comparison:
     """The other tensors of the base: non-float, or outside the intersection."""
     dropped: list[list[str]] = field(default_factory=list)
     """For each model its tensors that the output does not have."""
+    adapters: dict[int, Mapping[str, Delta]] = field(default_factory=dict)
+    """For each model that is an adapter what it does to the tensors of the base."""
     errors: list[ErrorItem] = field(default_factory=list)
 
 
@@ -31,10 +34,20 @@ def compare(
     base: Checkpoint, models: Sequence[Checkpoint], keys: Literal["strict", "intersection"]
 ) -> Comparison:
     """Compare headers. ``errors`` are located at ``base`` and ``models.<index>.uri``."""
+    if base.adapter is not None:
+        message = "it is an adapter; the base must be the whole model that the adapter was trained on"
+        return Comparison(errors=[ErrorItem(loc=("base",), code="unsupported_adapter", msg=message)])
     result = Comparison(errors=_unsupported(base, ("base",)))
     absent: set[str] = set()
     for index, model in enumerate(models):
         loc = ("models", index, "uri")
+        if model.adapter is not None:
+            result.adapters[index], refused = place(model, base)
+            result.errors += _shortened(
+                [ErrorItem(loc=loc, code=one.code, msg=one.message) for one in refused]
+            )
+            result.dropped.append([])
+            continue
         problems = _unsupported(model, loc)
         for name, stored in base.tensors.items():
             problem = _problem(loc, name, stored, model.find(name))

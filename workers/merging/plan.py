@@ -10,11 +10,12 @@ from pathlib import Path
 
 from taumerge.schemas import MergeRequest, Plan, Shard, Training
 from workers.aggregation import Contribution, Rule
+from workers.checkpoints.adapter import Delta, LowRank
 from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.dtypes import FLOATS, FROM_NAME, ITEMSIZE
 from workers.checkpoints.writing import FileLayout
 from workers.merging.compare import Comparison
-from workers.merging.unit import SLICE, Slice, Source, Unit
+from workers.merging.unit import SLICE, LowRankSource, Slice, Source, Unit
 
 LARGEST_UNIT = 4 * SLICE
 """Elements of a unit at most: a fraction of a second of work, so that cancelling and redoing cost little."""
@@ -100,12 +101,13 @@ class MergePlan:
         base = self.base.tensors[name]
         base_source = _source(self.base, base)
         dtype = output_dtype(self.request, base.info.dtype)
-        found = [(self.models[model], self.models[model].find(name)) for model in models]
+        found = [(self.models[model], *self._find(model, name)) for model in models]
         sources = [
-            _source(model, stored)
-            for model, stored in found
-            if stored and (merged or _same_bits(base, stored))
+            _source(model, stored) if stored else base_source
+            for model, stored, _ in found
+            if merged or (stored and _same_bits(base, stored))
         ]
+        low_rank = [_low_rank_source(model, one) if one else None for model, _, one in found]
         total = base.info.elements
         return [
             Slice(
@@ -114,6 +116,7 @@ class MergePlan:
                 elements=min(SLICE, total - start),
                 base=base_source.part(start),
                 models=tuple(source.part(start) for source in sources),
+                low_rank=tuple(low_rank) if merged else (),
                 merged=merged,
                 dtype=dtype,
                 offset=offset + start * ITEMSIZE[dtype],
@@ -121,10 +124,22 @@ class MergePlan:
             for start in range(0, total, SLICE)
         ]
 
+    def _find(self, model: int, name: str) -> tuple[StoredTensor | None, LowRank | None]:
+        """What a model has in the place of a tensor of the base, and what it adds to it as an adapter."""
+        if model not in self.comparison.adapters:
+            return self.models[model].find(name), None
+        delta = self.comparison.adapters[model].get(name, Delta())
+        return delta.replacement, delta.low_rank
+
     def peak_memory(self, input_bytes: int) -> int:
-        """Upper bound of the private bytes that a worker with such a share adds: resident inputs and workspace."""
+        """Upper bound of the private bytes that such a share adds to a worker: resident inputs, workspace, factors."""
         chunk = 1 << 17
-        return min(self.worker_memory, input_bytes) + (len(self.models) + 1) * WORKSPACE_CHUNKS * chunk * 8
+        workspace = (len(self.models) + 1) * WORKSPACE_CHUNKS * chunk * 8
+        factors = sum(
+            max((_wide_bytes(delta.low_rank) for delta in deltas.values() if delta.low_rank), default=0)
+            for deltas in self.comparison.adapters.values()
+        )
+        return min(self.worker_memory, input_bytes) + workspace + factors
 
     def describe(self) -> Plan:
         """The plan as the contract shows it."""
@@ -157,6 +172,24 @@ def _same_bits(base: StoredTensor, model: StoredTensor) -> bool:
 
 def _source(checkpoint: Checkpoint, stored: StoredTensor) -> Source:
     return Source(checkpoint.files[stored.file], stored.info.offset, stored.info.dtype)
+
+
+def _low_rank_source(checkpoint: Checkpoint, one: LowRank) -> LowRankSource:
+    return LowRankSource(
+        _source(checkpoint, one.a),
+        _source(checkpoint, one.b),
+        rank=one.rank,
+        inputs=one.inputs,
+        outputs=one.outputs,
+        scaling=one.scaling,
+        transposed=one.transposed,
+    )
+
+
+def _wide_bytes(one: LowRank) -> int:
+    """Bytes of the factors of a tensor as they are stored, and converted for the multiplication."""
+    elements = one.a.info.elements + one.b.info.elements
+    return one.a.info.nbytes + one.b.info.nbytes + elements * 8
 
 
 def _assign(file: str, slices: Sequence[Slice], loads: list[int]) -> Unit:

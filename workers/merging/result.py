@@ -48,13 +48,14 @@ def build_result(
     )
 
 
-def build_receipt(plan: MergePlan, result: MergeResult, sums: Sums) -> dict[str, Any]:
+def build_receipt(plan: MergePlan, result: MergeResult, sums: Sums, job_id: str) -> dict[str, Any]:
     """The contents of ``taumerge.json``: what was done to which bytes by which versions."""
     names = plan.names
     merged = set(plan.comparison.merged)
     tensors = plan.base.tensors
     return {
         "format": 1,
+        "job": job_id,
         "request": plan.request.model_dump(mode="json"),
         "method": {"name": plan.rule.name, **plan.rule.model_dump(mode="json")},
         "result": result.model_dump(mode="json"),

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import MergeRequest, MergeResult
 from workers.aggregation.rule import Needs
-from workers.checkpoints.checkpoint import companions
+from workers.checkpoints.checkpoint import CheckpointError, companions, local_path
 from workers.checkpoints.reading import unchanged
 from workers.checkpoints.writing import Staging, index_json
 from workers.merging.dispatch import Report, Task, dispatch
@@ -58,6 +58,8 @@ def run_merge(
         InvalidRequest: it cannot be carried out (any more).
         JobFailed: it was begun and failed.
     """
+    if job_id and (earlier := _committed(request, job_id)):
+        return earlier
     clock = _Clock()
     with clock.phase("plan"):
         plan = plan_merge(request, workers=worker_count(settings), worker_memory=int(settings.worker_memory))
@@ -73,9 +75,9 @@ def run_merge(
         with clock.phase("commit"):
             _check_unchanged(plan)
             result = build_result(plan, mix, sums, digests, clock.seconds)
-            _write_small_files(plan, result, sums, staging)
+            _write_small_files(plan, result, sums, staging, job_id)
             staging.commit(request.overwrite)
-        return result
+        return result.model_copy(update={"seconds": clock.seconds})
     except Superseded:
         raise
     except BaseException:
@@ -163,14 +165,25 @@ def _check_unchanged(plan: MergePlan) -> None:
         )
 
 
-def _write_small_files(plan: MergePlan, result: MergeResult, sums: Sums, staging: Staging) -> None:
+def _committed(request: MergeRequest, job_id: str) -> MergeResult | None:
+    """The result of an attempt of this job that put its output in place and died before it could say so."""
+    try:
+        record = json.loads((local_path(request.output) / RECEIPT).read_bytes())
+        return MergeResult.model_validate(record["result"]) if record["job"] == job_id else None
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):  # no receipt of ours
+        return None
+
+
+def _write_small_files(
+    plan: MergePlan, result: MergeResult, sums: Sums, staging: Staging, job_id: str
+) -> None:
     for path in companions(plan.base):
         staging.copy(path)
     if len(plan.files) > 1:
         stem = plan.files[0].name.rsplit("-", 3)[0]
         staging.write_text(f"{stem}.safetensors.index.json", index_json(plan.files))
     # last of all: whoever finds a receipt finds a complete checkpoint
-    staging.write_text(RECEIPT, json.dumps(build_receipt(plan, result, sums), indent=2) + "\n")
+    staging.write_text(RECEIPT, json.dumps(build_receipt(plan, result, sums, job_id), indent=2) + "\n")
 
 
 class _Clock:

@@ -25,8 +25,9 @@ from workers.checkpoints.checkpoint import FileRecord
 from workers.checkpoints.dtypes import ITEMSIZE
 from workers.checkpoints.reading import FileReader
 from workers.checkpoints.writing import FileWriter, sha256_of, sync
+from workers.merging.low_rank import LowRankProduct
 from workers.merging.residency import Residency
-from workers.merging.unit import Findings, Slice, SliceSums, Source, Unit
+from workers.merging.unit import Findings, LowRankSource, Slice, SliceSums, Source, Unit
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -61,13 +62,10 @@ class ShardWorker:
         with _Readers(findings) as readers:
             for part in (part for part in unit.slices if part.merged):
                 gram = np.zeros((len(part.models), len(part.models)))
-                workspace = self._workspace(part)
-                for _, base, models in self._chunks(part, inputs, readers):
-                    wide_base, task_vectors = workspace.task_vectors(base, models)
-                    products = _inner_products(task_vectors, needs)
-                    if not np.isfinite(products).all():
+                for _, wide_base, task_vectors in self._task_vectors(part, inputs, readers):
+                    gram = _inner_products(task_vectors, needs, gram)
+                    if not np.isfinite(gram).all():
                         _count_nonfinite(findings, part, wide_base, task_vectors)
-                    gram += products
                 findings.sums.append(SliceSums(part.tensor, gram))
         return findings
 
@@ -116,20 +114,18 @@ class ShardWorker:
         statistics: Needs,
         findings: Findings,
     ) -> None:
-        workspace = self._workspace(part)
         out = torch.empty(self._chunk, dtype=TORCH_DTYPES[part.dtype], device=self._device)
         gram = np.zeros((len(part.models), len(part.models)))
         merged_square = 0.0
-        for start, base, models in self._chunks(part, inputs, readers):
-            wide_base, task_vectors = workspace.task_vectors(base, models)
-            products = _inner_products(task_vectors, statistics)
-            values = out[: base.numel()]
-            square, in_range = merge(rule, wide_base, task_vectors, coefficients, scaling, values)
-            if not np.isfinite(products).all() or not in_range:
+        for start, wide_base, task_vectors in self._task_vectors(part, inputs, readers):
+            gram = _inner_products(task_vectors, statistics, gram)
+            values = out[: wide_base.numel()]
+            merged_square, in_range = merge(
+                rule, wide_base, task_vectors, coefficients, scaling, values, merged_square
+            )
+            if not np.isfinite(gram).all() or not in_range:
                 _count_nonfinite(findings, part, wide_base, task_vectors)
                 findings.overflowed.add(part.tensor)
-            gram += products
-            merged_square += square
             writer.write_at(_bytes_of(values), part.offset + start * ITEMSIZE[part.dtype])
         findings.sums.append(SliceSums(part.tensor, gram, merged_square))
 
@@ -147,10 +143,47 @@ class ShardWorker:
                     findings.overflowed.add(part.tensor)
             writer.write_at(_bytes_of(values), part.offset + start * ITEMSIZE[part.dtype])
 
-    def _workspace(self, part: Slice) -> Workspace:
-        dtypes = [TORCH_DTYPES[source.dtype] for source in (part.base, *part.models)]
-        elements = min(part.elements, self._chunk)
-        return Workspace(len(part.models), elements, accumulation_dtype(dtypes), self._device)
+    def _task_vectors(
+        self, part: Slice, inputs: str, readers: _Readers
+    ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+        """Chunks of θ₀ and of every τ_t, as ``(first element in the slice, θ₀, task vectors)``.
+
+        The tensors are valid until the next step.
+        """
+        factors = [source for one in part.low_rank if one for source in (one.a, one.b)]
+        dtype = accumulation_dtype(
+            [TORCH_DTYPES[source.dtype] for source in (part.base, *part.models, *factors)]
+        )
+        workspace = Workspace(len(part.models), min(part.elements, self._chunk), dtype, self._device)
+        products = [self._product(one, dtype, inputs, readers) if one else None for one in part.low_rank]
+        for start, base, models in self._chunks(part, inputs, readers):
+            wide_base, task_vectors = workspace.task_vectors(base, models)
+            for task_vector, product in zip(task_vectors, products, strict=True):
+                if product:
+                    product.add_to(task_vector, part.start + start)
+            yield start, wide_base, task_vectors
+
+    def _product(
+        self, source: LowRankSource, dtype: torch.dtype, inputs: str, readers: _Readers
+    ) -> LowRankProduct:
+        a, b = (
+            self._whole(factor, source.rank * width, inputs, readers).to(dtype)
+            for factor, width in ((source.a, source.inputs), (source.b, source.outputs))
+        )
+        return LowRankProduct(
+            a.view(source.rank, source.inputs),
+            b.view(source.outputs, source.rank),
+            source.scaling,
+            source.transposed,
+        )
+
+    def _whole(self, source: Source, elements: int, inputs: str, readers: _Readers) -> Tensor:
+        """All of a small tensor, resident or read."""
+        data = self._resident_slice(source, elements, inputs, readers)
+        if data is None:
+            nbytes = elements * ITEMSIZE[source.dtype]
+            data = readers.read(source, torch.empty(nbytes, dtype=torch.uint8)).to(self._device)
+        return data.view(TORCH_DTYPES[source.dtype])
 
     def _chunks(
         self, part: Slice, inputs: str, readers: _Readers
@@ -163,8 +196,11 @@ class ShardWorker:
         kept = [self._resident_slice(source, part.elements, inputs, readers) for source in sources]
         for start in range(0, part.elements, self._chunk):
             count = min(self._chunk, part.elements - start)
-            tensors = []
+            tensors: list[Tensor] = []
             for slot, (source, resident) in enumerate(zip(sources, kept, strict=True)):
+                if slot and source == part.base:  # the model has nothing of its own here
+                    tensors.append(tensors[0])
+                    continue
                 size = ITEMSIZE[source.dtype]
                 if resident is not None:
                     data = resident[start * size : (start + count) * size]
@@ -208,11 +244,13 @@ class _Readers(ExitStack):
         return buffer
 
 
-def _inner_products(task_vectors: Sequence[Tensor], needs: Needs) -> NDArray[np.float64]:
+def _inner_products(
+    task_vectors: Sequence[Tensor], needs: Needs, so_far: NDArray[np.float64]
+) -> NDArray[np.float64]:
     # Norms are measured even where nobody asks for them: they are the cheapest test for NaN and inf.
     if needs == "gram":
-        return gram_matrix(task_vectors)
-    return np.diag(sums_of_squares(task_vectors))
+        return gram_matrix(task_vectors, so_far)
+    return np.diag(sums_of_squares(task_vectors, np.diag(so_far)))
 
 
 def _count_nonfinite(findings: Findings, part: Slice, base: Tensor, task_vectors: Sequence[Tensor]) -> None:

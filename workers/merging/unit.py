@@ -34,6 +34,28 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRankSource:
+    """Where the factors of one tensor's ΔW = scaling·B·A lie in an adapter."""
+
+    a: Source
+    """A, shape (rank, inputs)."""
+    b: Source
+    """B, shape (outputs, rank)."""
+    rank: int
+    inputs: int
+    outputs: int
+    scaling: float
+    transposed: bool
+    """The tensor holds ΔWᵀ."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of both factors."""
+        a, b = self.inputs * ITEMSIZE[self.a.dtype], self.outputs * ITEMSIZE[self.b.dtype]
+        return self.rank * (a + b)
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """Elements ``[start, start + elements)`` of one tensor, of the base and of every model that takes part."""
 
@@ -42,7 +64,10 @@ class Slice:
     elements: int
     base: Source
     models: tuple[Source, ...]
-    """The models to merge; for a copied tensor those whose bytes are compared with the base's."""
+    """The models to merge; for a copied tensor those whose bytes are compared with the base's. An adapter stands
+    here as the base itself, or as what it replaces."""
+    low_rank: tuple[LowRankSource | None, ...]
+    """What adapters add to the models, one for each of a merged tensor; empty for a copied one."""
     merged: bool
     dtype: str
     """Element type of the output."""
@@ -52,7 +77,9 @@ class Slice:
     @property
     def input_bytes(self) -> int:
         """Bytes read for this slice when nothing is resident."""
-        return sum(self.elements * ITEMSIZE[source.dtype] for source in (self.base, *self.models))
+        files = (self.base, *(model for model in self.models if model != self.base))
+        factors = sum(one.input_bytes for one in self.low_rank if one)
+        return sum(self.elements * ITEMSIZE[source.dtype] for source in files) + factors
 
     @property
     def output_bytes(self) -> int:

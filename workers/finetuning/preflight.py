@@ -1,0 +1,174 @@
+"""What can be refused before a fine-tune is queued: no torch, no Ray, no data read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+from taumerge.errors import ErrorItem, InvalidRequest
+from taumerge.schemas import FinetuneRequest, Grid
+from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.finetuning.datasets.catalogue import CATALOGUE
+
+PAPER = Grid(learning_rate=[1e-4, 1e-5, 1e-6], steps=[1000, 2000, 3000, 4000])
+"""The paper's grid: 3 × 4 runs for each data set."""
+
+FORMATS = {
+    "clip": ("image_folder", "parquet"),
+    "causal_lm": ("jsonl", "parquet"),
+    "classification": ("jsonl", "parquet"),
+}
+COLUMNS = {
+    "clip": ("image", "label"),
+    "causal_lm": ("prompt", "response"),
+    "classification": ("text", "label"),
+}
+"""What the columns of a data set are for, by the kind of the task."""
+
+OPEN_CLIP = "open_clip://"
+
+Refuse = Callable[[tuple[str | int, ...], str, str], None]
+
+
+def check_finetune(request: FinetuneRequest) -> Path:
+    """Check ``request``, but for what only its data and model show. Returns the path of its output.
+
+    Raises:
+        InvalidRequest: with every problem found, each located in the request.
+    """
+    errors: list[ErrorItem] = []
+
+    def refuse(loc: tuple[str | int, ...], code: str, message: str) -> None:
+        errors.append(ErrorItem(loc=loc, code=code, msg=message))
+
+    inputs = [_check_base(request, refuse), _check_dataset(request, refuse)]
+    _check_options(request, refuse)
+    output = _check_output(request, [path for path in inputs if path is not None], refuse)
+    if errors or output is None:
+        raise InvalidRequest(errors)
+    return output
+
+
+def trials(request: FinetuneRequest) -> list[FinetuneRequest]:
+    """The runs of a request, each without a grid: itself, or one for each point of its grid."""
+    if request.grid is None:
+        return [request]
+    grid = PAPER if request.grid == "paper" else request.grid
+    points = product(
+        grid.learning_rate or [request.train.learning_rate], grid.steps or [request.train.steps]
+    )
+    return [
+        request.model_copy(
+            update={
+                "grid": None,
+                "train": request.train.model_copy(update={"learning_rate": rate, "steps": steps}),
+                "output": f"{request.output.rstrip('/')}/lr{rate:g}-steps{steps}",
+            }
+        )
+        for rate, steps in points
+    ]
+
+
+def warnings(request: FinetuneRequest) -> list[str]:
+    """What is allowed and probably not meant."""
+    found = []
+    for trial in trials(request):
+        if trial.train.steps <= trial.train.warmup_steps:
+            found.append(
+                f"{trial.train.steps} steps are not more than the warm-up of {trial.train.warmup_steps}: "
+                f"the learning rate ends at its peak and never falls"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
+    loc = ("base",)
+    if request.base.startswith(OPEN_CLIP):
+        if request.task.kind != "clip":
+            refuse(loc, "wrong_kind", f"this is a CLIP model; task.kind is {request.task.kind}")
+        elif not all(request.base.removeprefix(OPEN_CLIP).partition("/")):
+            refuse(
+                loc, "unknown_model", "write open_clip://NAME/PRETRAINED, for example open_clip://ViT-B-32/openai"
+            )
+        return None
+    path = _existing(request.base, loc, refuse)
+    config = "open_clip_config.json" if request.task.kind == "clip" else "config.json"
+    if path is not None and not (path / config).is_file():
+        refuse(loc, "unsupported_checkpoint", f"it is no directory with {config}, which {request.task.kind} needs")
+        return None
+    return path
+
+
+def _check_dataset(request: FinetuneRequest, refuse: Refuse) -> Path | None:
+    task, dataset = request.task, request.task.dataset
+    loc = ("task", "dataset")
+    if dataset.name is not None:
+        if task.kind != "clip":
+            refuse((*loc, "name"), "wrong_kind", f"named data sets hold images; task.kind is {task.kind}")
+        elif dataset.name not in CATALOGUE:
+            message = f"there is no data set {dataset.name!r}; there are {', '.join(CATALOGUE)}"
+            refuse((*loc, "name"), "unknown_dataset", message)
+        return _existing(dataset.root or "", (*loc, "root"), refuse)
+    formats, columns = FORMATS[task.kind], COLUMNS[task.kind]
+    if dataset.format not in formats:
+        message = f"{task.kind} reads {' or '.join(formats)}, not {dataset.format}"
+        refuse((*loc, "format"), "wrong_format", message)
+    for column in dataset.columns.keys() - set(columns):
+        message = f"{task.kind} has no use for it; the columns are {' and '.join(columns)}"
+        refuse((*loc, "columns", column), "unknown_column", message)
+    return _existing(dataset.uri or "", (*loc, "uri"), refuse)
+
+
+def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:
+    task, train = request.task, request.train
+    if task.kind == "clip":
+        if request.adapter is not None:
+            refuse(("adapter",), "wrong_kind", "adapters are for language models; leave it out")
+        if train.gradient_checkpointing:
+            refuse(("train", "gradient_checkpointing"), "wrong_kind", "it is for language models; leave it out")
+        if task.max_length is not None:
+            refuse(("task", "max_length"), "wrong_kind", "it is for language models; leave it out")
+    elif task.templates is not None:
+        refuse(("task", "templates"), "wrong_kind", f"{task.kind} has no prompts; leave them out")
+    if task.packing and task.kind != "causal_lm":
+        refuse(("task", "packing"), "wrong_kind", "only causal_lm packs sequences; leave it out")
+    if request.resources.workers > train.batch_size:
+        message = f"{train.batch_size} examples cannot be shared by {request.resources.workers} workers"
+        refuse(("resources", "workers"), "too_many_workers", message)
+    outputs = [trial.output for trial in trials(request)]
+    if len(set(outputs)) < len(outputs):
+        refuse(("grid",), "repeated_value", "a value stands twice; list each once")
+
+
+def _check_output(request: FinetuneRequest, inputs: list[Path], refuse: Refuse) -> Path | None:
+    loc = ("output",)
+    try:
+        output = Path(os.path.normpath(local_path(request.output)))
+    except CheckpointError as error:
+        refuse(loc, error.code, error.message)
+        return None
+    resolved = output.resolve()
+    if any(resolved == path or path in resolved.parents or resolved in path.parents for path in inputs):
+        refuse(loc, "output_inside_input", "it overlaps the base or the data; choose another directory")
+    elif os.path.lexists(output) and not (request.grid is not None and output.is_dir()):
+        # A grid goes on in its directory: trials that are there are not run again.
+        refuse(loc, "output_exists", "it exists; choose another directory")
+    else:
+        parent = next(parent for parent in (output, *output.parents) if os.path.lexists(parent))
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            refuse(loc, "output_not_writable", f"nothing can be written in {parent}")
+    return output
+
+
+def _existing(uri: str, loc: tuple[str | int, ...], refuse: Refuse) -> Path | None:
+    try:
+        path = local_path(uri)
+    except CheckpointError as error:
+        refuse(loc, error.code, error.message)
+        return None
+    if not path.exists():
+        refuse(loc, "not_found", f"there is nothing at {uri}")
+        return None
+    return path.resolve()

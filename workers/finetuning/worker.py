@@ -1,0 +1,89 @@
+"""One training on this process: from the request to the files of the fine-tuned checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from taumerge.errors import JobFailed
+from taumerge.schemas import FinetuneRequest, OutputFile, Progress, TrialResult
+from workers.checkpoints.writing import sha256_of, sync
+from workers.finetuning.curves import write_events, write_plot
+from workers.finetuning.hardware import choose_hardware
+from workers.finetuning.loop import Report, train
+from workers.finetuning.record import build_record
+from workers.finetuning.task import build_task
+from workers.finetuning.workgroup import Workgroup
+
+CHECKPOINT = ".checkpoint.pt"
+RECORD = "training.json"
+LOSS_STEPS = 50
+"""The loss of a result is the mean over so many last steps."""
+
+
+def finetune(
+    request: FinetuneRequest,
+    directory: Path,
+    report: Report,
+    *,
+    threads: int | None = None,
+    workgroup: Workgroup | None = None,
+) -> TrialResult:
+    """Carry out ``request`` (its grid left aside) and write the checkpoint into the existing ``directory``.
+
+    Goes on from the checkpoint that an earlier attempt left there, and removes it at the end. Of several workers all
+    call it; the first writes.
+
+    Args:
+        threads: CPU threads of torch; default: every CPU of this process.
+
+    Raises:
+        InvalidRequest: what only the data or the model shows.
+        JobFailed: ``training_diverged``, ``out_of_memory``, ``unsupported_device``, …
+    """
+    workgroup = workgroup or Workgroup()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    report(Progress(phase="load", total=request.train.steps, unit="steps"))
+    hardware = choose_hardware(request.train.precision)
+    torch.manual_seed(request.train.seed)  # for what a task initialises at random
+    task = build_task(request, hardware)
+    checkpoint = directory / CHECKPOINT
+    run = train(task, request.train, hardware, checkpoint, report, workgroup)
+    weights = workgroup.whole_weights(task.model)
+    if workgroup.rank:
+        return _result(request, [])
+
+    report(Progress(phase="save", done=run.step, total=run.step, unit="steps"))
+    try:
+        task.save(directory, weights)
+        record = build_record(request, task, run, hardware)
+        (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        write_events(run, request.train, directory)
+        write_plot(run, directory)
+        checkpoint.unlink()
+        files = [_described(path) for path in sorted(directory.iterdir()) if path.is_file()]
+    except OSError as error:
+        raise JobFailed(
+            "output_unwritable", f"the fine-tuned checkpoint cannot be written: {error.strerror}"
+        ) from error
+    last = run.losses[-LOSS_STEPS:]
+    metrics = {key: value for key, value in run.validations[-1].items() if key not in {"step", "epoch"}}
+    result = _result(request, files)
+    return result.model_copy(
+        update={"lr_sum": run.lr_sum, "loss": sum(last) / len(last), "validation": metrics}
+    )
+
+
+def _result(request: FinetuneRequest, files: list[OutputFile]) -> TrialResult:
+    train = request.train
+    return TrialResult(
+        output=request.output, learning_rate=train.learning_rate, steps=train.steps, files=files
+    )
+
+
+def _described(path: Path) -> OutputFile:
+    sync(path)
+    return OutputFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
