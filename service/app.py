@@ -1,0 +1,225 @@
+"""The HTTP routes. They validate, queue and report; what runs a job is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service import events, metrics, policy, problems
+from service.gate import BearerToken, BodyLimit
+from service.problems import documented, problem
+from service.settings import Settings
+from service.store import Store
+from taumerge.schemas import Job, JobKind, JobPage, JobState, MergeRequest, MethodInfo, Plan, Problem
+from workers.aggregation import describe_rules
+
+__all__ = ["create_app"]
+
+MAX_WAIT_SECONDS = 60
+_SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.1
+_WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])', re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """What the routes work with."""
+
+    settings: Settings
+    store: Store
+    plan: Callable[[MergeRequest], Plan]
+    wake: Callable[[], None]
+
+
+def create_app(
+    settings: Settings, store: Store, *, plan: Callable[[MergeRequest], Plan], wake: Callable[[], None]
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        plan: the preflight of a merge; blocking; raises InvalidRequest for what cannot be carried out.
+        wake: tells the runner that a job was queued; must not block.
+    """
+    app = _Application(
+        title="taumerge", version=version("taumerge-server"), summary="Merges fine-tuned checkpoints."
+    )
+    app.state.service = _Service(settings, store, plan, wake)
+    app.include_router(router)
+    problems.install(app)
+    app.add_middleware(BodyLimit)
+    if settings.token is not None:
+        app.add_middleware(BearerToken, token=settings.token.get_secret_value())
+    return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if not self.openapi_schema:
+            _, problem_schema = models_json_schema(
+                [(Problem, "serialization")], ref_template="#/components/schemas/{model}"
+            )
+            super().openapi()["components"]["schemas"].update(problem_schema["$defs"])
+        return super().openapi()
+
+
+def _service(request: Request) -> _Service:
+    service: _Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[_Service, Depends(_service)]
+router = APIRouter()
+
+
+def _json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(model.model_dump_json(), status, headers, "application/json")
+
+
+# ----------------------------------------------------------------------------------------- queueing
+
+
+@router.post(
+    "/merge",
+    responses={
+        200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"},
+        202: {"model": Job, "description": "The queued job"},
+        **documented(401, 403, 409, 413, 422, 503),
+    },
+)
+async def merge(
+    merge: MergeRequest,
+    service: ServiceOf,
+    dry_run: bool = False,
+    prefer: Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Response:
+    """Queue a merge, or with `dry_run` say what it would do."""
+    if dry_run:
+        policy.check_merge(merge, service.settings)
+        return _json(await run_in_threadpool(service.plan, merge))
+    body = merge.model_dump(mode="json")
+    job = None
+    if idempotency_key is not None:
+        # Before the preflight: a merge that has succeeded would refuse its own output.
+        job = await run_in_threadpool(service.store.find_by_key, idempotency_key, "merge", body)
+    if job is None:
+        policy.check_merge(merge, service.settings)
+        await run_in_threadpool(service.plan, merge)
+        job = await run_in_threadpool(service.store.create, "merge", body, idempotency_key)
+        service.wake()
+    return await _answer(service.store, job, prefer)
+
+
+async def _answer(store: Store, job: Job, prefer: str | None) -> Response:
+    """The job: 200 if it has ended, within the preferred wait where there is one, else 202."""
+    headers = {"Location": f"/jobs/{job.id}"}
+    if wait := _WAIT.search(prefer or ""):
+        seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
+        headers["Preference-Applied"] = f"wait={seconds}"
+        job = await _until_ended(store, job, seconds)
+    return _json(job, 200 if job.ended else 202, headers)
+
+
+async def _until_ended(store: Store, job: Job, seconds: float) -> Job:
+    deadline = time.monotonic() + seconds
+    pause = _SHORTEST_POLL
+    while not job.ended and (left := deadline - time.monotonic()) > 0:
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 1.3, _LONGEST_POLL)
+        job = await run_in_threadpool(store.get, job.id)
+    return job
+
+
+# --------------------------------------------------------------------------------------------- jobs
+
+
+@router.get("/jobs", responses=documented(401, 403, 422, 503))
+def jobs(
+    service: ServiceOf,
+    kind: JobKind | None = None,
+    state: JobState | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: str | None = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    page, next_cursor = service.store.list(kind=kind, state=state, limit=limit, cursor=cursor)
+    return JobPage(jobs=list(page), next_cursor=next_cursor)
+
+
+@router.get("/jobs/{job_id}", responses=documented(401, 403, 404, 422, 503))
+def job(job_id: str, service: ServiceOf) -> Job:
+    """One job."""
+    return service.store.get(job_id)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses=documented(401, 403, 404, 422, 503),
+)
+async def job_events(
+    job: Annotated[Job, Depends(job)],
+    service: ServiceOf,
+    last_event_id: Annotated[int, Header(ge=0)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `progress` (Progress), `state` ({"state": …}) and `log` ({"message": …}).
+
+    The stream ends after the final state, or after about a minute; `Last-Event-ID` resumes it.
+    """
+    stream = events.follow(service.store, job.id, last_event_id, service.settings.events_seconds)
+    async for event in stream:
+        yield event
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    responses=documented(401, 403, 404, 409, 422, 503),
+)
+def cancel(job_id: str, service: ServiceOf) -> Job:
+    """Ask for cancellation: a queued job ends at once, a running one within seconds."""
+    return service.store.request_cancel(job_id)
+
+
+# --------------------------------------------------------------------------------------- operations
+
+
+@router.get("/methods", responses=documented(401, 403))
+def methods() -> list[MethodInfo]:
+    """Every rule, with its parameters as JSON Schema."""
+    return describe_rules()
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Whether the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses=documented(503))
+def readyz(service: ServiceOf) -> Response:
+    """Whether jobs are accepted and run: the database answers, and a runner is there."""
+    seen = service.store.runner_seen_at()
+    if seen is None or (datetime.now(UTC) - seen).total_seconds() > service.settings.lease_seconds:
+        return problem(
+            503, "runner_unavailable", "no runner is there to run jobs", headers={"Retry-After": "1"}
+        )
+    return Response('{"status":"ready"}', media_type="application/json")
+
+
+@router.get("/metrics", responses=documented(401, 403, 503))
+def read_metrics(service: ServiceOf) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(metrics.exposition(service.store), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,93 @@
+"""The service on Ray: its HTTP replica on Ray Serve, and the runner beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.schema import LoggingConfig
+
+from service.app import MAX_WAIT_SECONDS, create_app
+from service.runner import find_runner, stop_runner
+from service.settings import Settings
+from service.store import Store
+from taumerge.schemas import MergeRequest, Plan
+from workers.merging import plan_merge, stop_shard_actors, worker_count
+
+__all__ = ["SERVE_APP", "deploy", "undeploy"]
+
+SERVE_APP = "taumerge"
+REQUEST_MARGIN_SECONDS = 15.0
+
+LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def deploy(settings: Settings) -> None:
+    """Put the HTTP replica on the Ray cluster that this process is connected to, replacing an earlier one.
+
+    Raises:
+        ray.serve.exceptions.RayServeException, RuntimeError: Serve could not start it.
+    """
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": settings.host,
+            "port": settings.port,
+            # Serve cuts whatever takes longer: a preferred wait and a stream of events must end before.
+            "request_timeout_s": max(MAX_WAIT_SECONDS, settings.events_seconds) + REQUEST_MARGIN_SECONDS,
+        },
+        logging_config=LOGGING,
+    )
+    serve.run(bind(settings), name=SERVE_APP, route_prefix="/")
+
+
+def undeploy(runner: Any) -> None:
+    """Stop the service whose runner this is, unless another service has taken its place since."""
+    current = find_runner()
+    if current is None or current._actor_id != runner._actor_id:
+        return
+    if serve.status().applications.keys() - {SERVE_APP}:
+        serve.delete(SERVE_APP)
+    else:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    stop_runner()
+    stop_shard_actors()
+
+
+def bind(settings: Settings) -> serve.Application:
+    """The HTTP replica as a Serve application."""
+
+    def build() -> FastAPI:
+        workers = worker_count(settings)
+        worker_memory = int(settings.worker_memory)
+
+        def plan(request: MergeRequest) -> Plan:
+            return plan_merge(request, workers=workers, worker_memory=worker_memory).describe()
+
+        return create_app(settings, Store.open(settings.database_url), plan=plan, wake=_Waker())
+
+    replica = serve.deployment(
+        name="api",
+        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=2,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=LOGGING,
+    )
+    return replica(serve.ingress(build)()).bind()
+
+
+class _Waker:
+    """Tells the runner that a job was queued. Where there is none, the next one finds the job by itself."""
+
+    def __init__(self) -> None:
+        self._runner: Any = None
+
+    def __call__(self) -> None:
+        try:
+            self._runner = self._runner or find_runner()
+            if self._runner is not None:
+                self._runner.wake.remote()
+        except RayError:
+            self._runner = None

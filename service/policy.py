@@ -1,0 +1,52 @@
+"""What a request may read and write: local files inside the configured roots, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.settings import Settings
+from taumerge.errors import ErrorItem, InvalidRequest
+from taumerge.schemas import MergeRequest
+from workers.checkpoints.checkpoint import CheckpointError, local_path
+
+__all__ = ["check_merge"]
+
+
+def check_merge(request: MergeRequest, settings: Settings) -> None:
+    """Refuse a merge that reads outside ``read_roots`` or writes outside ``write_roots``.
+
+    Raises:
+        InvalidRequest: code ``not_allowed`` (or that of an unusable URI) at ``base``, ``models.i.uri``
+            or ``output``; every refusal at once. Messages name no path that the request did not name.
+    """
+    places: list[tuple[tuple[str | int, ...], str]] = [(("base",), request.base)]
+    places += [(("models", index, "uri"), model.uri) for index, model in enumerate(request.models)]
+    errors = [_refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS") for loc, uri in places]
+    errors.append(
+        _refusal(("output",), request.output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS")
+    )
+    if refused := [error for error in errors if error is not None]:
+        raise InvalidRequest(refused)
+
+
+def _refusal(
+    loc: tuple[str | int, ...], uri: str, roots: Sequence[str], verb: str, setting: str
+) -> ErrorItem | None:
+    try:
+        # The real path, with links and ".." resolved: what will be opened, not what was written.
+        path = local_path(uri).resolve()
+    except CheckpointError as error:
+        return ErrorItem(loc=loc, code=error.code, msg=str(error))
+    except (OSError, RuntimeError):  # a loop of symbolic links
+        return ErrorItem(loc=loc, code="not_allowed", msg=f"{uri} cannot be resolved to a path")
+    # An output that is itself a root would put the merge's work directory beside it, outside the root.
+    allowed = any(path.is_relative_to(root) and (verb == "read" or path != Path(root)) for root in roots)
+    if allowed:
+        return None
+    return ErrorItem(
+        loc=loc,
+        code="not_allowed",
+        msg=f"{uri} is not inside a directory that this service may {verb}; "
+        f"choose another path, or ask its operator to extend {setting}",
+    )

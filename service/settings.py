@@ -1,0 +1,90 @@
+"""Settings of the service: those of the workers, and where it keeps its state and listens."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.settings import WorkerSettings
+
+__all__ = ["Settings"]
+
+
+class Settings(WorkerSettings):
+    """Environment variables ``TAUMERGE_…`` (and ``PORT``), or a TOML file named by ``TAUMERGE_CONFIG``.
+
+    Paths are absolute once read, so that the service's processes agree on them wherever they run.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
+
+    state_dir: Path = Path(".taumerge")
+    """Directory of the embedded state."""
+    database_url: str = ""
+    """SQLAlchemy URL of the job store; empty: a SQLite file in ``state_dir``."""
+    token: SecretStr | None = Field(default=None, min_length=1)
+    """Bearer token that every request must carry; null: none, and loopback only."""
+    read_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
+    """Directories that requests may read, as paths or ``file:///`` URIs; separated by commas."""
+    write_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
+    """Directories that requests may write into."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=1, le=65535, validation_alias=AliasChoices("TAUMERGE_PORT", "PORT"))
+    """Port to listen on."""
+    max_running_jobs: int = Field(default=2, ge=1, le=64)
+    """Jobs that run at the same time; they share the shard workers."""
+    max_attempts: int = Field(default=3, ge=1)
+    """How often a job is started before the loss of its process makes it fail."""
+    lease_seconds: float = Field(default=15.0, ge=1.0)
+    """How long a running job stays with a runner that gives no sign of life."""
+    events_seconds: float = Field(default=60.0, gt=0, le=300.0)
+    """How long one connection of server-sent events lasts; clients resume with ``Last-Event-ID``."""
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("read_roots", "write_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("read_roots", "write_roots")
+    @classmethod
+    def _directories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_root(part) for part in value)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.database_url:
+            self.database_url = f"sqlite:///{self.state_dir / 'jobs.sqlite3'}"
+        if self.token is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"set TAUMERGE_TOKEN to listen on {self.host}: without a token the service listens on loopback only"
+            )
+        return self
+
+
+def _root(value: str) -> str:
+    """``value`` as an absolute path without symbolic links; a relative one starts at the working directory."""
+    try:
+        path = local_path(value) if "://" in value else Path(value).expanduser()
+    except CheckpointError as error:
+        raise ValueError(f"{value}: {error}") from None
+    return str(path.resolve())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,104 @@
+"""What a request may read and write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.policy import check_merge
+from service.settings import Settings
+from taumerge.errors import InvalidRequest
+from taumerge.schemas import MergeRequest
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    for name in ("models/a", "models-private/b", "out", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models" / "link").symlink_to(tmp_path / "models-private" / "b")
+    (tmp_path / "models" / "inside").symlink_to(tmp_path / "models" / "a")
+    (tmp_path / "models" / "loop").symlink_to(tmp_path / "models" / "loop")
+    (tmp_path / "root").symlink_to(tmp_path / "models")
+    (tmp_path / "out" / "away").symlink_to(tmp_path / "elsewhere")
+    return Settings(
+        read_roots=f"{tmp_path}/root,file://{tmp_path}/extra%20root",
+        write_roots=str(tmp_path / "out"),
+        state_dir=tmp_path / "state",
+    )
+
+
+def refused(settings: Settings, base: str, model: str, output: str) -> dict[str, str]:
+    """Place → code of what is refused."""
+    request = MergeRequest.model_validate(
+        {"base": base, "models": [{"uri": base}, {"uri": model}], "method": "median", "output": output}
+    )
+    try:
+        check_merge(request, settings)
+    except InvalidRequest as error:
+        return {".".join(map(str, item.loc)): item.code for item in error.errors}
+    return {}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{tmp}/models/a",
+        "file://{tmp}/models/a",
+        "file://localhost{tmp}/root/a",
+        "{tmp}/models/inside",
+        "{tmp}/models/../models/a",
+        "{tmp}/models/absent",
+        "{tmp}/extra root/c",
+    ],
+)
+def test_inside_a_read_root(settings: Settings, tmp_path: Path, model: str) -> None:
+    base = str(tmp_path / "models" / "a")
+    assert refused(settings, base, model.format(tmp=tmp_path), str(tmp_path / "out" / "new")) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("{tmp}/models-private/b", "not_allowed"),
+        ("{tmp}/models/link", "not_allowed"),
+        ("{tmp}/models/link/deeper", "not_allowed"),
+        ("{tmp}/models/../models-private/b", "not_allowed"),
+        ("file://{tmp}/models/%2e%2e/models-private/b", "not_allowed"),
+        ("{tmp}/models/loop", "not_allowed"),
+        ("/etc/hostname", "not_allowed"),
+        ("/", "not_allowed"),
+        ("{tmp}/out", "not_allowed"),
+        ("models/a", "unsupported_uri"),
+        ("s3://bucket/model", "unsupported_uri"),
+        ("simplecache::file:///etc/hostname", "unsupported_uri"),
+        ("file://host/models/a", "unsupported_uri"),
+        ("{tmp}/models/a\0", "unsupported_uri"),
+    ],
+)
+def test_outside_every_read_root(settings: Settings, tmp_path: Path, model: str, code: str) -> None:
+    base = str(tmp_path / "models" / "a")
+    found = refused(settings, base, model.format(tmp=tmp_path), str(tmp_path / "out" / "new"))
+    assert found == {"models.1.uri": code}
+
+
+@pytest.mark.parametrize(
+    "output", ["models/new", "out", "out/../out", "out/away/new", "out/../elsewhere/new", "outer"]
+)
+def test_outputs_outside_the_write_roots(settings: Settings, tmp_path: Path, output: str) -> None:
+    model = str(tmp_path / "models" / "a")
+    assert refused(settings, model, model, f"{tmp_path}/{output}") == {"output": "not_allowed"}
+
+
+def test_everything_is_refused_at_once_and_names_only_what_was_asked_for(
+    settings: Settings, tmp_path: Path
+) -> None:
+    request = MergeRequest(
+        base="/etc", models=[{"uri": f"{tmp_path}/models/link"}], method="median", output="/etc/x"
+    )
+    with pytest.raises(InvalidRequest) as error:
+        check_merge(request, settings)
+    assert [item.loc for item in error.value.errors] == [("base",), ("models", 0, "uri"), ("output",)]
+    assert "models-private" not in str(error.value)
+    assert "TAUMERGE_READ_ROOTS" in str(error.value)
+    assert "TAUMERGE_WRITE_ROOTS" in str(error.value)
