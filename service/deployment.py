@@ -10,13 +10,13 @@ from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
 from service.app import MAX_WAIT_SECONDS, create_app
-from service.runner import find_runner, stop_runner
+from service.runner import find_runner, start_runner, stop_runner
 from service.settings import Settings
 from service.store import Store
 from taumerge.schemas import MergeRequest, Plan
 from workers.merging import plan_merge, stop_shard_actors, worker_count
 
-__all__ = ["SERVE_APP", "deploy", "undeploy"]
+__all__ = ["SERVE_APP", "application", "deploy", "undeploy"]
 
 SERVE_APP = "taumerge"
 REQUEST_MARGIN_SECONDS = 15.0
@@ -54,6 +54,13 @@ def undeploy(runner: Any) -> None:
         serve.shutdown()  # type: ignore[no-untyped-call]
     stop_runner()
     stop_shard_actors()
+
+
+def application(args: dict[str, Any]) -> serve.Application:
+    """What ``serve deploy`` builds from deploy/serve.yaml: settings of the environment, ``args`` over them."""
+    settings = Settings.model_validate(args)
+    start_runner(settings)
+    return bind(settings)
 
 
 def bind(settings: Settings) -> serve.Application:

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from service.store import IdempotencyConflict, JobEnded, UnknownJob
+from service.claims import IdempotencyConflict, JobEnded, UnknownJob
 from taumerge.errors import ErrorItem, InvalidRequest, TaumergeError
 from taumerge.schemas import Problem
 

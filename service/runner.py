@@ -16,8 +16,9 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.claims import Claim, LeaseLost
 from service.settings import Settings
-from service.store import Claim, LeaseLost, Store
+from service.store import Store
 from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
 from taumerge.schemas import JobError, JobKind, MergeRequest, MergeResult, Progress
 from workers.merging import Superseded, run_merge

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy import (
     ColumnElement,
@@ -30,54 +29,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from ulid import ULID
 
+from service.claims import Claim, Event, IdempotencyConflict, JobEnded, LeaseLost, UnknownJob
 from service.tables import counters, events, jobs, open_engine, runners
-from taumerge.errors import InvalidRequest, TaumergeError
+from taumerge.errors import InvalidRequest
 from taumerge.schemas import Job, JobError, JobKind, JobState, MergeResult, Progress
 
-__all__ = ["Claim", "Event", "IdempotencyConflict", "JobEnded", "LeaseLost", "Store", "UnknownJob"]
-
-
-class UnknownJob(TaumergeError):
-    """There is no job with this id."""
-
-    code = "job_not_found"
-
-
-class JobEnded(TaumergeError):
-    """The job has ended and can no longer be cancelled."""
-
-    code = "job_ended"
-
-
-class IdempotencyConflict(TaumergeError):
-    """The idempotency key belongs to another request."""
-
-    code = "idempotency_conflict"
-
-
-class LeaseLost(TaumergeError):
-    """The job is no longer this attempt's: stop working on it and write nothing more."""
-
-    code = "lease_lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to run one attempt of a job, as long as its lease is renewed."""
-
-    job_id: str
-    kind: JobKind
-    request: dict[str, Any]
-    owner: str
-    attempt: int
-
-
-class Event(NamedTuple):
-    """One entry of a job's event stream."""
-
-    id: int
-    event: str
-    data: dict[str, Any]
+__all__ = ["Store"]
 
 
 def _now() -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pydantic import ByteSize, Field
 from pydantic_settings import (
@@ -36,4 +37,8 @@ class WorkerSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml_file = os.environ.get("TAUMERGE_CONFIG")
         sources = (init_settings, env_settings)
-        return (*sources, TomlConfigSettingsSource(settings_cls, toml_file)) if toml_file else sources
+        if not toml_file:
+            return sources
+        if not Path(toml_file).is_file():
+            raise ValueError(f"there is no file {toml_file}")
+        return (*sources, TomlConfigSettingsSource(settings_cls, toml_file))

@@ -42,7 +42,7 @@ def dispatch(
 ) -> None:
     """Run all ``tasks``, and those that they make possible, each on its worker.
 
-    When anything fails no further task is started, and those under way have ended (or ``DRAIN_SECONDS`` have
+    When anything fails no further task is begun, and those under way have ended (or ``DRAIN_SECONDS`` have
     passed) before the error is raised.
     """
     waiting: list[deque[Task]] = [deque() for _ in actors]
@@ -66,6 +66,8 @@ def dispatch(
                 progress.eta_seconds = round(pace * (progress.total - progress.done), 1)
             report(progress)
     finally:
+        for reference in running:
+            ray.cancel(reference)  # takes back what has not begun
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=DRAIN_SECONDS)
 

@@ -56,7 +56,7 @@ def decide(plan: MergePlan, measured: Sums) -> Mix:
     copied: frozenset[str] = frozenset()
     if plan.request.nonfinite == "drop_model":
         models = tuple(model for model in everyone if model not in bad)
-        if not models:
+        if all(plan.request.models[model].weight == 0 for model in models):  # or none is left
             raise nonfinite_failure(plan, measured, everyone)
     elif plan.request.nonfinite == "drop_tensor":
         copied = frozenset(names[tensor] for _, tensor in measured.nonfinite)

@@ -17,7 +17,7 @@ from workers.checkpoints.writing import FileLayout
 from workers.merging.compare import Comparison
 from workers.merging.unit import SLICE, LowRankSource, Slice, Source, Unit
 
-LARGEST_UNIT = 4 * SLICE
+LARGEST_UNIT = 2 * SLICE
 """Elements of a unit at most: a fraction of a second of work, so that cancelling and redoing cost little."""
 UNITS_PER_WORKER = 8
 """Smaller merges are cut finer than that, so that all workers end at the same time."""

@@ -121,7 +121,14 @@ class ShardWorker:
             gram = _inner_products(task_vectors, statistics, gram)
             values = out[: wide_base.numel()]
             merged_square, in_range = merge(
-                rule, wide_base, task_vectors, coefficients, scaling, values, merged_square
+                rule,
+                wide_base,
+                task_vectors,
+                coefficients,
+                scaling,
+                values,
+                merged_square,
+                narrowed=part.dtype != part.base.dtype,
             )
             if not np.isfinite(gram).all() or not in_range:
                 _count_nonfinite(findings, part, wide_base, task_vectors)

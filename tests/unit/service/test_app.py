@@ -16,9 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
 from service.app import create_app
+from service.claims import Claim
 from service.gate import MAX_BODY_BYTES
 from service.settings import Settings
-from service.store import Claim, Store
+from service.store import Store
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import Job, MergeRequest, MergeResult, Plan, Problem, Progress, Shard, TensorCounts
 

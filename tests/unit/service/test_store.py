@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from service.store import Claim, IdempotencyConflict, JobEnded, LeaseLost, Store, UnknownJob
+from service.claims import Claim, IdempotencyConflict, JobEnded, LeaseLost, UnknownJob
+from service.store import Store
 from service.tables import open_engine
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import JobError, MergeResult, Progress, TensorCounts

@@ -1,0 +1,54 @@
+"""What the job store hands out, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from taumerge.errors import TaumergeError
+from taumerge.schemas import JobKind
+
+__all__ = ["Claim", "Event", "IdempotencyConflict", "JobEnded", "LeaseLost", "UnknownJob"]
+
+
+class UnknownJob(TaumergeError):
+    """There is no job with this id."""
+
+    code = "job_not_found"
+
+
+class JobEnded(TaumergeError):
+    """The job has ended and can no longer be cancelled."""
+
+    code = "job_ended"
+
+
+class IdempotencyConflict(TaumergeError):
+    """The idempotency key belongs to another request."""
+
+    code = "idempotency_conflict"
+
+
+class LeaseLost(TaumergeError):
+    """The job is no longer this attempt's: stop working on it and write nothing more."""
+
+    code = "lease_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to run one attempt of a job, as long as its lease is renewed."""
+
+    job_id: str
+    kind: JobKind
+    request: dict[str, Any]
+    owner: str
+    attempt: int
+
+
+class Event(NamedTuple):
+    """One entry of a job's event stream."""
+
+    id: int
+    event: str
+    data: dict[str, Any]
