@@ -22,7 +22,7 @@ from benchmarks.floor import floor_seconds
 from benchmarks.memory import peak_growth
 from benchmarks.mergekit import mergekit_seconds
 from service.local import local_service
-from taumerge import Client, MergeRequest
+from taumerge import Client, MergeRequest, MergeResult
 
 MODELS = 4
 RUNS = 3
@@ -99,7 +99,7 @@ def _merge(
     )
     job = client.wait(job.id)
     seconds = time.perf_counter() - begun
-    assert job.result is not None
+    assert isinstance(job.result, MergeResult)
     return seconds, job.result.bytes_read
 
 

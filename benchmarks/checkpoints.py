@@ -73,7 +73,7 @@ def _write(place: Path, seed: int, noise: Tensor) -> None:
             values += _rolled(noise, 1013 * seed + 31 * number, count) * 0.0005
         shards[-1][name] = values.to(torch.bfloat16).view(shape)
         size += 2 * count
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(tensors, place / file, metadata={"format": "pt"})

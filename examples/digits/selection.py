@@ -62,7 +62,7 @@ def merge(
         wait=30,
     )
     result = client.wait(job.id).result
-    assert result is not None, "wait raises unless the job succeeded"
+    assert isinstance(result, MergeResult), "wait raises unless the job succeeded"
     return result
 
 
