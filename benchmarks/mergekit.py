@@ -13,14 +13,13 @@ from pathlib import Path
 VERSION = "0.1.5"
 
 
-def mergekit_seconds(directory: Path, base: Path, models: Sequence[Path], method: str) -> float:
-    """Wall seconds of ``mergekit-yaml``, start-up included."""
+def mergekit_seconds(directory: Path, base: Path, models: Sequence[Path]) -> float:
+    """Wall seconds of ``mergekit-yaml`` for task arithmetic, start-up included."""
     command = _installed(directory / "mergekit")
-    parameters = {"weight": 0.3} | ({"density": 0.5} if method == "ties" else {})
     recipe = {
-        "merge_method": method,
+        "merge_method": "task_arithmetic",
         "base_model": str(base),
-        "models": [{"model": str(model), "parameters": parameters} for model in models],
+        "models": [{"model": str(model), "parameters": {"weight": 0.3}} for model in models],
         "dtype": "bfloat16",
         "parameters": {"normalize": False},
     }
@@ -34,6 +33,7 @@ def mergekit_seconds(directory: Path, base: Path, models: Sequence[Path], method
         check=True,
         env=environment,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     return time.perf_counter() - begun
 
