@@ -57,26 +57,27 @@ def merged_vector(
     name = method["name"]
     if coefficients is not None:
         return sum_of(coefficients, rows)
-    exact = normalised([1.0] * count if weights is None else weights)
-    p = [float(weight) for weight in exact]
+    p = normalised([1.0] * count if weights is None else weights)
+    default = "mean" if name in ("fednova", "median") else "sum"
+    factor = count if method.get("scale", default) == "sum" else 1
+    average = sum_of([factor * weight for weight in p], rows)
     if name == "task_arithmetic":
-        mean = sum_of(p, rows)
-    elif name == "fednova":
+        return average
+    if name == "fednova":
         assert amounts is not None
-        average = sum(weight * amount for weight, amount in zip(p, amounts, strict=True))
-        mean = average * sum_of([weight / amount for weight, amount in zip(p, amounts, strict=True)], rows)
-    elif name == "fedgma":
-        mean = agreement_mask(rows, exact, method["rho"]) * sum_of(p, rows)
-    elif name == "median":
+        n = [Fraction(repr(amount)) for amount in amounts]
+        mean = sum(weight * amount for weight, amount in zip(p, n, strict=True))
+        return sum_of([factor * mean * weight / amount for weight, amount in zip(p, n, strict=True)], rows)
+    if name == "fedgma":
+        return agreement_mask(rows, p, method["rho"]) * average
+    if name == "median":
         ordered = np.sort(rows, axis=0)
         lower, upper = ordered[(count - 1) // 2], ordered[count // 2]
-        mean = lower if method.get("even") == "lower" else (lower + upper) / 2
-    elif name == "cclip":
-        mean = centred_clipping(rows, p, method["rho"], method.get("iterations", 1))
-    else:
-        raise ValueError(name)
-    default = "mean" if name in ("fednova", "median") else "sum"
-    return count * mean if method.get("scale", default) == "sum" else mean
+        median: NDArray[np.float64] = lower if method.get("even") == "lower" else (lower + upper) / 2
+        return factor * median
+    if name == "cclip":
+        return factor * centred_clipping(rows, p, method["rho"], method.get("iterations", 1))
+    raise ValueError(name)
 
 
 def agreement_mask(rows: NDArray[np.float64], weights: Sequence[Fraction], rho: float) -> NDArray[np.float64]:
@@ -92,7 +93,7 @@ def agreement_mask(rows: NDArray[np.float64], weights: Sequence[Fraction], rho: 
 
 
 def centred_clipping(
-    rows: NDArray[np.float64], weights: Sequence[float], rho: float, iterations: int
+    rows: NDArray[np.float64], weights: Sequence[Fraction], rho: float, iterations: int
 ) -> NDArray[np.float64]:
     """v ← v + Σ p_t (τ_t − v)·min(1, ρ/‖τ_t − v‖), from v = 0."""
     v = np.zeros(rows.shape[1])
@@ -100,14 +101,15 @@ def centred_clipping(
         step = np.zeros_like(v)
         for weight, row in zip(weights, rows, strict=True):
             distance = float(np.linalg.norm(row - v))
-            step += weight * (row - v) * (1.0 if distance <= rho else rho / distance)
+            step += float(weight) * (row - v) * (1.0 if distance <= rho else rho / distance)
         v = v + step
     return v
 
 
-def sum_of(factors: Sequence[float], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def sum_of(factors: Sequence[float | Fraction], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Σ c_t τ_t."""
-    return np.einsum("t,tj->j", np.array(factors, dtype=np.float64), rows)
+    total: NDArray[np.float64] = np.einsum("t,tj->j", np.array([float(one) for one in factors]), rows)
+    return total
 
 
 def normalised(weights: Sequence[float]) -> list[Fraction]:
@@ -121,12 +123,19 @@ def wide(model: Model) -> dict[str, NDArray[np.float64]]:
     return {name: array.astype(np.float64) for name, array in model.items()}
 
 
-def correctly_rounded(values: NDArray[np.float64], significant_bits: int) -> NDArray[np.float64]:
-    """Each value rounded once, half to even, to a float type of that many significant bits (8 for bfloat16)."""
-    mantissas, exponents = np.frexp(values)
-    return np.ldexp(np.rint(np.ldexp(mantissas, significant_bits)), exponents - significant_bits)
+FLOATS = {"bfloat16": (8, -126), "float16": (11, -14)}
+"""Significant bits of an element type, and the exponent of its smallest normal number."""
 
 
-def last_place(values: NDArray[np.float64], significant_bits: int) -> NDArray[np.float64]:
-    """One unit in the last place of each value."""
-    return np.ldexp(1.0, np.frexp(values)[1] - significant_bits)
+def correctly_rounded(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    """Each value rounded once, half to even, to a 16-bit type; no value may be beyond its range."""
+    unit = last_place(values, dtype)
+    return np.rint(values / unit) * unit
+
+
+def last_place(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    """One unit in the last place of each value as a 16-bit type."""
+    bits, smallest = FLOATS[dtype]
+    exponents = np.frexp(values)[1] - 1
+    unit: NDArray[np.float64] = np.ldexp(1.0, np.maximum(exponents, smallest) - bits + 1)
+    return unit

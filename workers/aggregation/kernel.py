@@ -82,21 +82,33 @@ def merge(
     scaling: float,
     out: Tensor,
     square_so_far: float = 0.0,
+    *,
+    narrowed: bool = True,
 ) -> tuple[float, bool]:
     """Write θ₀ + λ·V to ``out``, rounded once to its dtype.
+
+    Args:
+        narrowed: whether θ₀ may lie outside the range of ``out``, as it cannot where it is stored in that dtype.
 
     Returns ‖V‖₂² added to that of earlier chunks, and whether every merged value is in the range of ``out``.
     """
     merged = rule.aggregate(task_vectors, coefficients)
     square = float(sums_of_squares([merged], np.array([square_so_far]))[0])
-    torch.add(base, merged, alpha=scaling, out=merged)
-    out.copy_(merged)
+    values = torch.add(base, merged, alpha=scaling)
+    if merged.dtype == torch.float32 and (rest := scaling - float(np.float32(scaling))):
+        # λ = 0.3 is not exact in float32: what is missing would decide how many ties of 16-bit values are rounded.
+        values.add_(merged, alpha=rest)
+    out.copy_(values)
     # With |V| < 2⁶⁴ and such a λ, λ·V is less than half a unit in the last place of the largest float32, so adding it
     # to a finite θ₀ overflows neither float32 nor bfloat16 and need not be looked at. (NaN compares as false.)
     safe = (
-        merged.dtype == torch.float32 and out.dtype != torch.float16 and scaling < 1e10 and square < 2.0**128
+        merged.dtype == torch.float32
+        and out.dtype != torch.float16
+        and not narrowed
+        and scaling < 1e10
+        and square < 2.0**128
     )
-    return square, safe or fits(merged, out.dtype)
+    return square, safe or fits(values, out.dtype)
 
 
 def fits(values: Tensor, dtype: torch.dtype) -> bool:

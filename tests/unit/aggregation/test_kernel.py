@@ -158,3 +158,32 @@ def test_sums_do_not_depend_on_the_chunks(sums: Callable[..., NDArray[np.float64
             so_far = sums([vector[start : start + chunk] for vector in vectors], so_far)
         assert so_far is not None
         assert so_far.tolist() == sums(vectors).tolist()
+
+
+def test_running_sums_do_not_depend_on_the_chunks() -> None:
+    vectors = [randn(3 * BLOCK + 5, seed, 10.0**seed) for seed in (-3, 0, 3)]
+    for measure in (sums_of_squares, gram_matrix):
+        whole = measure(vectors)
+        part = None
+        for start in range(0, len(vectors[0]), BLOCK):
+            part = measure([vector[start : start + BLOCK] for vector in vectors], part)
+        assert part is not None
+        assert (part == whole).all()
+
+
+def test_a_scaling_that_float32_cannot_hold_breaks_no_tie() -> None:
+    """1/128 + 0.3·805/128 = 242.5/128 lies in the middle of two bfloat16; the even one is right."""
+    rule = build_rule(MethodSpec(name="task_arithmetic"))
+    out = torch.empty(1, dtype=torch.bfloat16)
+    merge(rule, torch.tensor([1 / 128]), [torch.tensor([805 / 128])], [1.0], 0.3, out)
+    assert out.item() == 242 / 128
+
+
+@pytest.mark.parametrize("narrowed", [False, True])
+def test_a_base_at_the_edge_of_the_type_is_checked_where_it_is_narrowed(narrowed: bool) -> None:
+    rule = build_rule(MethodSpec(name="task_arithmetic"))
+    base = torch.tensor([torch.finfo(torch.float32).max if narrowed else 3.3895e38])
+    out = torch.empty(1, dtype=torch.bfloat16)
+    _, in_range = merge(rule, base, [torch.zeros(1)], [1.0], 1.0, out, narrowed=narrowed)
+    assert in_range is not narrowed
+    assert bool(torch.isfinite(out).all()) is not narrowed

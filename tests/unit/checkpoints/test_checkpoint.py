@@ -170,13 +170,31 @@ def test_an_empty_directory(tmp_path: Path) -> None:
     assert refusal(tmp_path).code == "checkpoint_not_found"
 
 
-@pytest.mark.parametrize("companion", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_is_refused(companion: str, tmp_path: Path) -> None:
-    save(tmp_path / "adapter_model.safetensors", "a")
-    (tmp_path / companion).touch()
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_half_an_adapter_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
     error = refusal(tmp_path)
     assert error.code == "unsupported_checkpoint"
-    assert "merge the adapter into its base first" in error.message
+    assert "without adapter_" in error.message
+
+
+@pytest.mark.parametrize("config", ["", "[]", '{"r": 1, "r": 2}'])
+def test_an_adapter_whose_configuration_is_no_object(config: str, tmp_path: Path) -> None:
+    save(tmp_path / "adapter_model.safetensors", "a")
+    (tmp_path / "adapter_config.json").write_text(config)
+    assert refusal(tmp_path).code == "malformed_adapter"
+
+
+def test_the_configuration_of_an_adapter_is_part_of_its_fingerprint(tmp_path: Path) -> None:
+    save(tmp_path / "adapter_model.safetensors", "a")
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"lora_alpha": 8}')
+    before = open_checkpoint(str(tmp_path))
+    config.write_text('{"lora_alpha": 9}')
+    after = open_checkpoint(str(tmp_path))
+    assert after.adapter == {"lora_alpha": 9}
+    assert [file.name for file in after.files] == ["adapter_model.safetensors", "adapter_config.json"]
+    assert before.fingerprint != after.fingerprint
 
 
 def test_a_directory_with_another_name_is_told_to_name_the_file(tmp_path: Path) -> None:

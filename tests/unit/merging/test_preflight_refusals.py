@@ -189,6 +189,7 @@ def test_models_of_another_base(body: Body, tmp_path: Path) -> None:
         ({"method": {"name": "cclip", "rho": float("nan")}}, [(("method", "rho"), "finite_number")]),
         ({"method": {"name": "cclip"}}, [(("method", "rho"), "missing")]),
         ({"scaling": -0.5}, [(("scaling",), "greater_than_equal")]),
+        ({"scaling": 1e31}, [(("scaling",), "less_than_equal")]),
         ({"scaling": float("inf")}, [(("scaling",), "finite_number")]),
         ({"scaling": float("nan")}, [(("scaling",), "finite_number")]),
         ({"models": []}, [(("models",), "too_short")]),

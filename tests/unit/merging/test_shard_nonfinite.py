@@ -107,8 +107,8 @@ def test_drop_model(inputs: Inputs) -> None:
     inputs.models[1]["b"][0] = NAN
     merged = merge(inputs.plan(nonfinite="drop_model"))
     assert merged.mix.models == (0, 2)
-    assert merged.load()["a"].unique().tolist() == [2.0]  # (1 + 3) / 2
-    assert merged.load()["b"].unique().tolist() == [2.0]
+    assert set(merged.load()["a"].tolist()) == {2.0}  # (1 + 3) / 2
+    assert set(merged.load()["b"].tolist()) == {2.0}
 
 
 def test_drop_model_counts_by_model(inputs: Inputs) -> None:
@@ -116,7 +116,7 @@ def test_drop_model_counts_by_model(inputs: Inputs) -> None:
     plan = inputs.plan(nonfinite="drop_model", weights=[5.0, 1.0, 3.0])
     merged = merge(plan)
     assert merged.mix.measured.nonfinite == {(0, plan.names.index("a")): 7}
-    assert merged.load()["a"].unique().tolist() == [2.75]  # (2·1 + 3·3) / 4
+    assert set(merged.load()["a"].tolist()) == {2.75}  # (2·1 + 3·3) / 4
 
 
 def test_drop_tensor(inputs: Inputs) -> None:
@@ -124,7 +124,7 @@ def test_drop_tensor(inputs: Inputs) -> None:
     merged = merge(inputs.plan(nonfinite="drop_tensor"))
     assert merged.mix.models == (0, 1, 2)
     assert merged.mix.copied == {"b"}
-    assert merged.load()["a"].unique().tolist() == [2.0]
+    assert set(merged.load()["a"].tolist()) == {2.0}
     assert merged.load()["b"].tolist() == [0.0, 0.0, 0.0]
 
 
@@ -133,7 +133,7 @@ def test_dropped_tensors_count_in_no_norm(inputs: Inputs, scope: str) -> None:
     inputs.models[0]["b"][0] = INF
     method = {"name": "cclip", "rho": 1e6, "norm_scope": scope}
     merged = merge(inputs.plan(nonfinite="drop_tensor", method=method))
-    assert merged.load()["a"].unique().tolist() == [6.0]
+    assert set(merged.load()["a"].tolist()) == {6.0}
 
 
 def test_no_model_is_left(inputs: Inputs) -> None:
@@ -178,16 +178,18 @@ def test_overflow_of_a_copied_tensor(inputs: Inputs) -> None:
 
 
 def test_large_scaling_overflows_float32(inputs: Inputs) -> None:
-    assert failure(inputs.plan(scaling=3e38)).code == "overflow"
+    for model in inputs.models:
+        model["b"] = torch.full((3,), 1e9)
+    assert failure(inputs.plan(scaling=1e30)).details == {"tensors": ["b"], "total": 1}
 
 
 def test_values_beyond_float16_between_the_steps_are_fine(tmp_path: Path) -> None:
-    """Sums are in float32: 3·(−60000) fits no float16, the merged value does."""
+    """Sums are in float32: 3·(−61440) fits no float16, the merged value does."""
     inputs = Inputs(tmp_path, torch.float16)
     for model in inputs.models:
-        model["b"] = torch.full((3,), -60000.0, dtype=torch.float16)
+        model["b"] = torch.full((3,), -61440.0, dtype=torch.float16)
     merged = merge(inputs.plan(method={"name": "task_arithmetic", "scale": "sum"}, scaling=0.25))
-    assert merged.load()["b"].tolist() == [-45000.0] * 3
+    assert merged.load()["b"].tolist() == [-46080.0] * 3
 
 
 def test_differing_integers_are_noticed_and_taken_from_the_base(inputs: Inputs) -> None:
