@@ -121,6 +121,7 @@ class Staging:
                 raise _disk_full(self.output, free, needed)
             self._create_directory()
             for file in todo:
+                (self._journal / f"{file.name}.json").unlink(missing_ok=True)  # of one that has lost its size
                 self._create_file(file)
         except OSError as error:
             if error.errno in _NO_SPACE:

@@ -104,11 +104,8 @@ def nonfinite_failure(plan: MergePlan, sums: Sums, models: Sequence[int]) -> Job
         for (model, tensor), count in sorted(sums.nonfinite.items())
     ]
     first = found[0]
-    advice = (
-        "repair it"
-        if ["base"] in [one["loc"] for one in found]
-        else "repair it, or set nonfinite to drop_model"
-    )
+    droppable = plan.request.nonfinite == "reject" and all(model != BASE for model, _ in sums.nonfinite)
+    advice = "repair it, or set nonfinite to drop_model" if droppable else "repair it"
     return JobFailed(
         "nonfinite",
         f"{first['model']} has {first['count']} NaN or inf elements in tensor {first['tensor']}"
