@@ -78,10 +78,9 @@ def main() -> None:
         latency = _small_merges(client, directory)
     floors += [floor_seconds(inputs, output_bytes, directory / "floor") for _ in range(RUNS)]
     if os.environ.get("MERGEKIT"):
-        for name in ("task_arithmetic", "ties"):
-            rows.append(
-                Row(f"mergekit {name}, whole command", mergekit_seconds(directory, base, models, name))
-            )
+        rows.append(
+            Row("mergekit, task_arithmetic, whole command", mergekit_seconds(directory, base, models))
+        )
     console.print(_table(rows, statistics.median(floors)))
     console.print(
         f"POST /merge with Prefer: wait, 116,160 parameters, {SMALL_RUNS} times: median {latency[0] * 1e3:.0f} ms, "
