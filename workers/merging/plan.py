@@ -15,14 +15,14 @@ from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.dtypes import FLOATS, FROM_NAME, ITEMSIZE
 from workers.checkpoints.writing import FileLayout
 from workers.merging.compare import Comparison
-from workers.merging.unit import SLICE, LowRankSource, Slice, Source, Unit
+from workers.merging.unit import CHUNK, SLICE, LowRankSource, Slice, Source, Unit
 
 LARGEST_UNIT = 2 * SLICE
 """Elements of a unit at most: a fraction of a second of work, so that cancelling and redoing cost little."""
 UNITS_PER_WORKER = 8
 """Smaller merges are cut finer than that, so that all workers end at the same time."""
 WORKSPACE_CHUNKS = 4
-"""Float32 chunks that one model needs while a chunk is worked on, temporaries of the rules included."""
+"""Chunks of float64 that one model needs at most while it is worked on, temporaries of the rules included."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ class MergePlan:
 
     def peak_memory(self, input_bytes: int) -> int:
         """Upper bound of the private bytes that such a share adds to a worker: resident inputs, workspace, factors."""
-        chunk = 1 << 17
-        workspace = (len(self.models) + 1) * WORKSPACE_CHUNKS * chunk * 8
+        workspace = (len(self.models) + 1) * WORKSPACE_CHUNKS * CHUNK * 8
         factors = sum(
             max((_wide_bytes(delta.low_rank) for delta in deltas.values() if delta.low_rank), default=0)
             for deltas in self.comparison.adapters.values()

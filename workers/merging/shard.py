@@ -27,7 +27,7 @@ from workers.checkpoints.reading import FileReader
 from workers.checkpoints.writing import FileWriter, sha256_of, sync
 from workers.merging.low_rank import LowRankProduct
 from workers.merging.residency import Residency
-from workers.merging.unit import Findings, LowRankSource, Slice, SliceSums, Source, Unit
+from workers.merging.unit import CHUNK, Findings, LowRankSource, Slice, SliceSums, Source, Unit
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -35,8 +35,6 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-CPU_CHUNK = 2 * BLOCK
-"""Elements per step on a CPU: few enough for the cache, many enough to hide what a torch call costs."""
 CUDA_CHUNK = 64 * BLOCK
 
 
@@ -50,7 +48,7 @@ class ShardWorker:
         torch.set_num_threads(1)  # workers are the parallelism
         _keep_freed_memory()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._chunk = chunk_elements or (CPU_CHUNK if self._device.type == "cpu" else CUDA_CHUNK)
+        self._chunk = chunk_elements or (CHUNK if self._device.type == "cpu" else CUDA_CHUNK)
         if self._chunk % BLOCK:
             raise ValueError(f"chunk_elements must be a multiple of {BLOCK}")
         self._resident = Residency(memory)

@@ -19,6 +19,10 @@ from workers.checkpoints.dtypes import ITEMSIZE
 SLICE = 1 << 22
 """Elements of a slice. Sums are added slice by slice, so this is part of the numerics, not a tuning knob."""
 
+CHUNK = 1 << 17
+"""Elements that a worker computes with at a time on a CPU: few enough for its cache, many enough to hide what a
+torch call costs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
