@@ -23,8 +23,19 @@ from service.gate import BearerToken, BodyLimit
 from service.problems import documented, problem
 from service.settings import Settings
 from service.store import Store
-from taumerge.schemas import Job, JobKind, JobPage, JobState, MergeRequest, MethodInfo, Plan, Problem
+from taumerge.schemas import (
+    FinetuneRequest,
+    Job,
+    JobKind,
+    JobPage,
+    JobState,
+    MergeRequest,
+    MethodInfo,
+    Plan,
+    Problem,
+)
 from workers.aggregation import describe_rules
+from workers.finetuning import check_finetune
 
 __all__ = ["create_app"]
 
@@ -109,15 +120,54 @@ async def merge(
     if dry_run:
         policy.check_merge(merge, service.settings)
         return _json(await run_in_threadpool(service.plan, merge))
-    body = merge.model_dump(mode="json")
+
+    def check() -> None:
+        policy.check_merge(merge, service.settings)
+        service.plan(merge)
+
+    return await _queue(service, "merge", merge, check, prefer, idempotency_key)
+
+
+@router.post(
+    "/finetune",
+    responses={
+        200: {"model": Job, "description": "The job that ended in time"},
+        202: {"model": Job, "description": "The queued job"},
+        **documented(401, 403, 409, 413, 422, 503),
+    },
+)
+async def finetune(
+    finetune: FinetuneRequest,
+    service: ServiceOf,
+    prefer: Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Response:
+    """Queue a fine-tune, or a grid of them."""
+
+    def check() -> None:
+        policy.check_finetune(finetune, service.settings)
+        check_finetune(finetune)
+
+    return await _queue(service, "finetune", finetune, check, prefer, idempotency_key)
+
+
+async def _queue(
+    service: _Service,
+    kind: JobKind,
+    request: BaseModel,
+    check: Callable[[], None],
+    prefer: str | None,
+    idempotency_key: str | None,
+) -> Response:
+    """Queue a request that passes ``check``, or answer with the job of the same idempotency key."""
+    body = request.model_dump(mode="json")
     job = None
     if idempotency_key is not None:
-        # Before the preflight: a merge that has succeeded would refuse its own output.
-        job = await run_in_threadpool(service.store.find_by_key, idempotency_key, "merge", body)
+        # Before the check: a job that has succeeded would refuse its own output.
+        job = await run_in_threadpool(service.store.find_by_key, idempotency_key, kind, body)
     if job is None:
-        policy.check_merge(merge, service.settings)
-        await run_in_threadpool(service.plan, merge)
-        job = await run_in_threadpool(service.store.create, "merge", body, idempotency_key)
+        await run_in_threadpool(check)
+        job = await run_in_threadpool(service.store.create, kind, body, idempotency_key)
         service.wake()
     return await _answer(service.store, job, prefer)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from service.settings import Settings
 from taumerge.errors import ErrorItem, InvalidRequest
-from taumerge.schemas import MergeRequest
+from taumerge.schemas import FinetuneRequest, MergeRequest
 from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.finetuning.preflight import OPEN_CLIP
 
-__all__ = ["check_merge"]
+__all__ = ["check_finetune", "check_merge"]
 
 
 def check_merge(request: MergeRequest, settings: Settings) -> None:
@@ -22,10 +23,26 @@ def check_merge(request: MergeRequest, settings: Settings) -> None:
     """
     places: list[tuple[tuple[str | int, ...], str]] = [(("base",), request.base)]
     places += [(("models", index, "uri"), model.uri) for index, model in enumerate(request.models)]
+    _check(places, request.output, settings)
+
+
+def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
+    """Refuse a fine-tune as ``check_merge`` does; its places are the base, the data set and the output.
+
+    A base by name (``open_clip://…``) is no place: open_clip fetches it from where it is published.
+    """
+    places: list[tuple[tuple[str | int, ...], str]] = []
+    if not request.base.startswith(OPEN_CLIP):
+        places.append((("base",), request.base))
+    dataset = request.task.dataset
+    given = (("root", dataset.root), ("uri", dataset.uri))
+    places += [(("task", "dataset", field), uri) for field, uri in given if uri is not None]
+    _check(places, request.output, settings)
+
+
+def _check(places: Sequence[tuple[tuple[str | int, ...], str]], output: str, settings: Settings) -> None:
     errors = [_refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS") for loc, uri in places]
-    errors.append(
-        _refusal(("output",), request.output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS")
-    )
+    errors.append(_refusal(("output",), output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS"))
     if refused := [error for error in errors if error is not None]:
         raise InvalidRequest(refused)
 

@@ -20,7 +20,8 @@ from service.claims import Claim, LeaseLost
 from service.settings import Settings
 from service.store import Store
 from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
-from taumerge.schemas import JobError, JobKind, MergeRequest, MergeResult, Progress
+from taumerge.schemas import FinetuneRequest, JobError, JobKind, JobResult, MergeRequest, Progress
+from workers.finetuning import run_finetune
 from workers.merging import Superseded, run_merge
 from workers.merging.pool import shard_actors
 from workers.settings import WorkerSettings
@@ -33,7 +34,7 @@ POLL_SECONDS = 0.5
 REPORT_SECONDS = 0.25
 STOP_SECONDS = 15
 
-JobFunction = Callable[[Claim, WorkerSettings, Callable[[Progress], None]], MergeResult]
+JobFunction = Callable[[Claim, WorkerSettings, Callable[[Progress], None]], JobResult]
 """Runs one attempt of a job, with the settings and where to report progress.
 
 It reports at least once a second; whatever ``report`` raises must stop it and clean up, except for
@@ -43,10 +44,16 @@ It reports at least once a second; whatever ``report`` raises must stop it and c
 log = logging.getLogger(__name__)
 
 
-def merge(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> MergeResult:
+def merge(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
     """Run a merge on the shard workers of the cluster."""
     request = MergeRequest.model_validate(claim.request)
     return run_merge(request, settings, report, job_id=claim.job_id, detached=True)
+
+
+def finetune(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
+    """Run a fine-tune, or a grid of them, on actors of its own."""
+    request = FinetuneRequest.model_validate(claim.request)
+    return run_finetune(request, settings, report, job_id=claim.job_id)
 
 
 def warm_up(settings: WorkerSettings) -> None:
@@ -57,7 +64,7 @@ def warm_up(settings: WorkerSettings) -> None:
         log.warning("merges will fail: %s", error)  # each with this error, until the cluster has what it says
 
 
-JOBS: Mapping[JobKind, JobFunction] = {"merge": merge}
+JOBS: Mapping[JobKind, JobFunction] = {"merge": merge, "finetune": finetune}
 
 
 class JobProcess:

@@ -32,7 +32,7 @@ from ulid import ULID
 from service.claims import Claim, Event, IdempotencyConflict, JobEnded, LeaseLost, UnknownJob
 from service.tables import counters, events, jobs, open_engine, runners
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import Job, JobError, JobKind, JobState, MergeResult, Progress
+from taumerge.schemas import Job, JobError, JobKind, JobResult, JobState, MergeResult, Progress
 
 __all__ = ["Store"]
 
@@ -272,17 +272,19 @@ class Store:
             _append(connection, claim.job_id, "progress", data)
         return bool(cancel)
 
-    def succeed(self, claim: Claim, result: MergeResult, progress: Progress | None = None) -> None:
+    def succeed(self, claim: Claim, result: JobResult, progress: Progress | None = None) -> None:
         """End the job with its result and its last progress.
 
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        added = [
-            ("bytes", "read", float(result.bytes_read)),
-            ("bytes", "written", float(result.bytes_written)),
-        ]
-        added += [("seconds", phase, seconds) for phase, seconds in sorted(result.seconds.items())]
+        added: list[tuple[str, str, float]] = []
+        if isinstance(result, MergeResult):
+            added += [
+                ("bytes", "read", float(result.bytes_read)),
+                ("bytes", "written", float(result.bytes_written)),
+            ]
+            added += [("seconds", phase, seconds) for phase, seconds in sorted(result.seconds.items())]
         with self._engine.begin() as connection:
             outcome = {"result": result.model_dump(mode="json")}
             if progress is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -23,7 +24,7 @@ def save_checkpoint(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
     run: dict[str, Any],
     workgroup: Workgroup,
 ) -> None:
@@ -49,7 +50,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: GradScaler
 ) -> dict[str, Any]:
     """Put what ``save_checkpoint`` wrote into model, optimizer and scaler; returns its ``run``."""
     saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -16,8 +16,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from taumerge.schemas import FinetuneRequest
 from workers.finetuning.datasets import load_images, prompt_templates
@@ -102,7 +100,7 @@ class ClipTask:
         for indices, images in _ahead(self._pool, example, steps):
             labels = torch.tensor([self._training.labels[index] for index in indices])
             size = train.micro_batch_size or len(indices)
-            yield list(zip(torch.stack(images).split(size), labels.split(size), strict=True))
+            yield list(zip(torch.split(torch.stack(images), size), torch.split(labels, size), strict=True))
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """Cross-entropy, without label smoothing."""
@@ -125,7 +123,7 @@ class ClipTask:
         ]
 
         def example(index: int) -> Tensor:
-            return self._clip.centred(decode(data.images[index]))
+            return self._clip.evaluation_transform(decode(data.images[index]))
 
         for indices, images in _ahead(self._pool, example, parts):
             labels = torch.tensor([data.labels[index] for index in indices]).to(device)
@@ -181,10 +179,10 @@ def build_clip_task(request: FinetuneRequest, hardware: Hardware) -> ClipTask:
     return ClipTask(request, clip, head, training, validation, hardware, threads)
 
 
-def random_crop(image: PIL.Image.Image, size: int, seed: int) -> PIL.Image.Image:
-    """A random part of the image, resized to a square: torchvision's RandomResizedCrop with a seed of its own.
+def random_crop(image: PIL.Image.Image, size: tuple[int, int], seed: int) -> PIL.Image.Image:
+    """A random part of the image, resized to ``size`` (height, width): RandomResizedCrop with a seed of its own.
 
-    (torchvision draws from the global generator, which threads would share.)
+    (torchvision's draws from the global generator, which threads would share.)
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     width, height = image.size
@@ -203,7 +201,8 @@ def random_crop(image: PIL.Image.Image, size: int, seed: int) -> PIL.Image.Image
             min(height, round(width / CROP_RATIO[0])),
         )
         left, top = (width - w) // 2, (height - h) // 2
-    return transforms.resized_crop(image, top, left, h, w, [size, size], InterpolationMode.BICUBIC)
+    box = (left, top, left + w, top + h)
+    return image.crop(box).resize(size[::-1], PIL.Image.Resampling.BICUBIC)
 
 
 def _ahead(

@@ -49,7 +49,7 @@ def _build(
         ]
     )
     means = embeddings.float().view(len(classes), len(templates), -1).mean(dim=1)
-    scale = clip.logit_scale.exp()  # type: ignore[operator, union-attr]
+    scale = clip.logit_scale.exp()  # type: ignore[operator]
     head = (F.normalize(means, dim=-1) * scale).T.contiguous().cpu()
     clip.cpu()
     return head

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from taumerge.errors import JobFailed
@@ -103,7 +104,7 @@ def _train(
     model = workgroup.wrap(task.model, hardware)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype is torch.float16)
+    scaler = GradScaler(hardware.device.type, enabled=hardware.dtype is torch.float16)
     run = Run()
     if checkpoint.exists():
         run = Run(**load_checkpoint(checkpoint, model, optimizer, scaler))
@@ -163,7 +164,7 @@ def _accumulate(
     batches: Sequence[Batch],
     task: TrainingTask,
     hardware: Hardware,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
     workgroup: Workgroup,
 ) -> tuple[int, float]:
     """Add the gradient of the mean loss over a whole step. Returns how many terms it has, and the loss."""
@@ -178,7 +179,7 @@ def _accumulate(
                 loss = task.loss(model, batch)
             # Gradients are averaged over the workers, terms over the whole step.
             share = count * workgroup.world / total
-            scaler.scale(loss * share).backward()
+            scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         mean += loss.item() * count / total
     return int(total), workgroup.sum(mean)
 
@@ -214,15 +215,12 @@ def _mixed(seed: int, step: int, rank: int) -> int:
 
 
 def _diverged(step: int, checkpoint: Path, problem: str) -> JobFailed:
-    kept = (
-        f"the checkpoint before it stays at {checkpoint}"
-        if checkpoint.exists()
-        else "there is no checkpoint yet"
-    )
+    kept = {"checkpoint": str(checkpoint)} if checkpoint.exists() else {}
+    where = f"the checkpoint before it stays at {checkpoint}" if kept else "there is no checkpoint yet"
     return JobFailed(
         "training_diverged",
-        f"{problem} at step {step + 1}; {kept}. Lower train.learning_rate, or lengthen train.warmup_steps",
-        {"step": step + 1},
+        f"{problem} at step {step + 1}; {where}. Lower train.learning_rate, or lengthen train.warmup_steps",
+        {"step": step + 1, **kept},
     )
 
 

@@ -56,9 +56,7 @@ def trials(request: FinetuneRequest) -> list[FinetuneRequest]:
     if request.grid is None:
         return [request]
     grid = PAPER if request.grid == "paper" else request.grid
-    points = product(
-        grid.learning_rate or [request.train.learning_rate], grid.steps or [request.train.steps]
-    )
+    points = product(grid.learning_rate or [request.train.learning_rate], grid.steps or [request.train.steps])
     return [
         request.model_copy(
             update={
@@ -90,13 +88,19 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
             refuse(loc, "wrong_kind", f"this is a CLIP model; task.kind is {request.task.kind}")
         elif not all(request.base.removeprefix(OPEN_CLIP).partition("/")):
             refuse(
-                loc, "unknown_model", "write open_clip://NAME/PRETRAINED, for example open_clip://ViT-B-32/openai"
+                loc,
+                "unknown_model",
+                "write open_clip://NAME/PRETRAINED, for example open_clip://ViT-B-32/openai",
             )
         return None
     path = _existing(request.base, loc, refuse)
     config = "open_clip_config.json" if request.task.kind == "clip" else "config.json"
     if path is not None and not (path / config).is_file():
-        refuse(loc, "unsupported_checkpoint", f"it is no directory with {config}, which {request.task.kind} needs")
+        refuse(
+            loc,
+            "unsupported_checkpoint",
+            f"it is no directory with {config}, which {request.task.kind} needs",
+        )
         return None
     return path
 
@@ -127,7 +131,9 @@ def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:
         if request.adapter is not None:
             refuse(("adapter",), "wrong_kind", "adapters are for language models; leave it out")
         if train.gradient_checkpointing:
-            refuse(("train", "gradient_checkpointing"), "wrong_kind", "it is for language models; leave it out")
+            refuse(
+                ("train", "gradient_checkpointing"), "wrong_kind", "it is for language models; leave it out"
+            )
         if task.max_length is not None:
             refuse(("task", "max_length"), "wrong_kind", "it is for language models; leave it out")
     elif task.templates is not None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from taumerge.schemas import FinetuneRequest
-from workers.finetuning.hardware import Hardware
-from workers.finetuning.loop import Run
-from workers.finetuning.task import TrainingTask
+from taumerge.schemas import FinetuneRequest, TrialResult
+from workers.checkpoints.writing import sync
 
+if TYPE_CHECKING:
+    from workers.finetuning.hardware import Hardware
+    from workers.finetuning.loop import Run
+    from workers.finetuning.task import TrainingTask
+
+RECORD = "training.json"
 LIBRARIES = ("taumerge", "torch", "open_clip_torch", "transformers", "peft", "safetensors")
 
 
 def build_record(
-    request: FinetuneRequest, task: TrainingTask, run: Run, hardware: Hardware
+    request: FinetuneRequest, task: TrainingTask, run: Run, hardware: Hardware, result: TrialResult
 ) -> dict[str, Any]:
     """Everything that METHODS asks for of a run: what was trained, how long, how fast, on what."""
     train = request.train
     return {
         "base": request.base,
-        "task": request.task.kind,
+        "request": request.model_dump(mode="json"),
         **task.record(),
         "steps": run.step,
         "lr_sum": run.lr_sum,
@@ -45,4 +51,12 @@ def build_record(
             "python": platform.python_version(),
             **{library: version(library) for library in LIBRARIES},
         },
+        "result": result.model_dump(mode="json"),
     }
+
+
+def write_record(record: dict[str, Any], directory: Path) -> None:
+    """Write ``training.json``."""
+    path = directory / RECORD
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    sync(path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import PIL.Image
@@ -16,7 +17,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.transforms import functional as transforms
+from torchvision.transforms.functional import to_tensor
 
 from taumerge.errors import InvalidRequest
 from workers.checkpoints.checkpoint import CheckpointError, companions, open_checkpoint
@@ -42,25 +43,29 @@ class Clip:
     companions: tuple[Path, ...] = ()
     """Tokenizer files of the base."""
 
-    @property
+    @cached_property
     def preprocessing(self) -> PreprocessCfg:
+        """Size, mean, standard deviation and resizing of the images that the tower takes."""
         return PreprocessCfg(**self.model.visual.preprocess_cfg)
 
+    @cached_property
+    def evaluation_transform(self) -> Callable[[PIL.Image.Image], Tensor]:
+        """An RGB image of any size to float32 [3, height, width]: resized, centred, normalised."""
+        return cast(
+            Callable[[PIL.Image.Image], Tensor], image_transform_v2(self.preprocessing, is_train=False)
+        )
+
     @property
-    def size(self) -> int:
-        """Side of an input image in pixels."""
+    def size(self) -> tuple[int, int]:
+        """Height and width of an input image in pixels."""
         size = self.preprocessing.size
-        return size if isinstance(size, int) else int(size[0])
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def normalised(self, image: PIL.Image.Image) -> Tensor:
-        """Pixels of an RGB image as the tower takes them, float32 [3, height, width]."""
-        config = self.preprocessing
-        return transforms.normalize(transforms.to_tensor(image), list(config.mean), list(config.std))
-
-    def centred(self, image: PIL.Image.Image) -> Tensor:
-        """open_clip's preprocessing for evaluation, float32 [3, size, size]."""
-        pixels: Tensor = image_transform_v2(self.preprocessing, is_train=False)(image)
-        return pixels
+        """An RGB image of the right size as float32 [3, height, width]."""
+        pixels: Tensor = to_tensor(image)
+        mean, deviation = (torch.tensor(x) for x in (self.preprocessing.mean, self.preprocessing.std))
+        return (pixels - mean[:, None, None]) / deviation[:, None, None]
 
     def save_tokenizer(self, directory: Path) -> None:
         """Copy or write the tokenizer's files; open_clip's own tokenizer has none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from taumerge.schemas import FinetuneRequest, OutputFile, Progress, TrialResult
 from workers.checkpoints.writing import sha256_of, sync
 from workers.finetuning.curves import write_events, write_plot
 from workers.finetuning.hardware import choose_hardware
-from workers.finetuning.loop import Report, train
-from workers.finetuning.record import build_record
+from workers.finetuning.loop import Report, Run, train
+from workers.finetuning.record import build_record, write_record
 from workers.finetuning.task import build_task
 from workers.finetuning.workgroup import Workgroup
 
 CHECKPOINT = ".checkpoint.pt"
-RECORD = "training.json"
 LOSS_STEPS = 50
 """The loss of a result is the mean over so many last steps."""
 
@@ -54,36 +52,41 @@ def finetune(
     run = train(task, request.train, hardware, checkpoint, report, workgroup)
     weights = workgroup.whole_weights(task.model)
     if workgroup.rank:
-        return _result(request, [])
+        return _result(request, run, [])
 
     report(Progress(phase="save", done=run.step, total=run.step, unit="steps"))
     try:
         task.save(directory, weights)
-        record = build_record(request, task, run, hardware)
-        (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         write_events(run, request.train, directory)
         write_plot(run, directory)
         checkpoint.unlink()
         files = [_described(path) for path in sorted(directory.iterdir()) if path.is_file()]
+        result = _result(request, run, files)
+        # last of all: whoever finds a record finds a complete checkpoint
+        write_record(build_record(request, task, run, hardware, result), directory)
     except OSError as error:
         raise JobFailed(
-            "output_unwritable", f"the fine-tuned checkpoint cannot be written: {error.strerror}"
+            "output_unwritable",
+            f"the fine-tuned checkpoint cannot be written: {error.strerror}. Is the disk full?",
         ) from error
+    return result
+
+
+def _result(request: FinetuneRequest, run: Run, files: list[OutputFile]) -> TrialResult:
     last = run.losses[-LOSS_STEPS:]
-    metrics = {key: value for key, value in run.validations[-1].items() if key not in {"step", "epoch"}}
-    result = _result(request, files)
-    return result.model_copy(
-        update={"lr_sum": run.lr_sum, "loss": sum(last) / len(last), "validation": metrics}
-    )
-
-
-def _result(request: FinetuneRequest, files: list[OutputFile]) -> TrialResult:
-    train = request.train
+    metrics = run.validations[-1] if run.validations else {}
     return TrialResult(
-        output=request.output, learning_rate=train.learning_rate, steps=train.steps, files=files
+        output=request.output,
+        learning_rate=request.train.learning_rate,
+        steps=run.step,
+        lr_sum=run.lr_sum,
+        loss=sum(last) / len(last),
+        validation={name: value for name, value in metrics.items() if name not in {"step", "epoch"}},
+        files=files,
     )
 
 
 def _described(path: Path) -> OutputFile:
+    path.chmod(0o644)  # safetensors writes files that only their owner reads
     sync(path)
     return OutputFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))

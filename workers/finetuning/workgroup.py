@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -41,12 +41,14 @@ class Workgroup:
         if self.world == 1 or self.strategy == "ddp":
             return {} if self.rank else {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_model_state_dict(model, options=options))
+        weights: dict[str, Any] = get_model_state_dict(model, options=options)
+        return weights
 
     def sum(self, value: float) -> float:
         """The sum of ``value`` over all workers."""
         if self.world == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64)
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(value, dtype=torch.float64, device=device)
         torch.distributed.all_reduce(total)
         return total.item()

@@ -20,6 +20,8 @@ from taumerge.errors import (
 )
 from taumerge.recipe import load_recipe
 from taumerge.schemas import (
+    FinetuneRequest,
+    FinetuneResult,
     Job,
     JobError,
     MergeRequest,
@@ -31,6 +33,7 @@ from taumerge.schemas import (
     Plan,
     Progress,
     Training,
+    TrialResult,
 )
 
 __version__ = version("taumerge")
@@ -42,6 +45,8 @@ __all__ = [
     "Conflict",
     "ErrorItem",
     "Event",
+    "FinetuneRequest",
+    "FinetuneResult",
     "InvalidRequest",
     "Job",
     "JobCancelled",
@@ -62,6 +67,7 @@ __all__ = [
     "StateEvent",
     "TaumergeError",
     "Training",
+    "TrialResult",
     "Unauthorized",
     "Unavailable",
     "WaitTimeout",

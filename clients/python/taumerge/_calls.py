@@ -10,11 +10,25 @@ from typing import Any, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from taumerge._transport import Call
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import Job, JobPage, MergeRequest, MethodInfo, MethodSpec, ModelRef, Plan
+from taumerge.schemas import (
+    AdapterSpec,
+    FinetuneRequest,
+    FinetuneTask,
+    Grid,
+    Job,
+    JobPage,
+    MergeRequest,
+    MethodInfo,
+    MethodSpec,
+    ModelRef,
+    Plan,
+    Resources,
+    TrainSpec,
+)
 
 LONGEST_WAIT_SECONDS = 60
 """The service holds an answer no longer than this."""
@@ -59,6 +73,18 @@ class MergeFields(TypedDict, total=False):
     overwrite: bool
 
 
+class FinetuneFields(TypedDict, total=False):
+    """The fields of a FinetuneRequest, as keyword arguments; its defaults hold for what is left out."""
+
+    base: str
+    task: Mapping[str, Any] | FinetuneTask
+    train: Mapping[str, Any] | TrainSpec
+    adapter: Mapping[str, Any] | AdapterSpec | None
+    grid: str | Mapping[str, Any] | Grid | None
+    resources: Mapping[str, Any] | Resources
+    output: str
+
+
 def merge(
     request: MergeRequest | Mapping[str, Any] | None,
     fields: MergeFields,
@@ -66,15 +92,23 @@ def merge(
     wait: float | None,
     idempotency_key: str | None,
 ) -> Call[Job]:
-    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-    held = min(math.ceil(wait), LONGEST_WAIT_SECONDS) if wait else 0
-    if held > 0:
-        headers["Prefer"] = f"wait={held}"
-    return Call("POST", "/merge", _job, headers=headers, content=_body(request, fields), held_seconds=held)
+    return _queueing("/merge", _body(MergeRequest, request, fields), wait, idempotency_key)
+
+
+def finetune(
+    request: FinetuneRequest | Mapping[str, Any] | None,
+    fields: FinetuneFields,
+    *,
+    wait: float | None,
+    idempotency_key: str | None,
+) -> Call[Job]:
+    return _queueing("/finetune", _body(FinetuneRequest, request, fields), wait, idempotency_key)
 
 
 def plan(request: MergeRequest | Mapping[str, Any] | None, fields: MergeFields) -> Call[Plan]:
-    return Call("POST", "/merge", _plan, params={"dry_run": "true"}, content=_body(request, fields))
+    return Call(
+        "POST", "/merge", _plan, params={"dry_run": "true"}, content=_body(MergeRequest, request, fields)
+    )
 
 
 def job(job_id: str) -> Call[Job]:
@@ -130,11 +164,23 @@ def _job_path(job_id: str) -> str:
     return f"/jobs/{quote(job_id, safe='')}"
 
 
-def _body(request: MergeRequest | Mapping[str, Any] | None, fields: MergeFields) -> str:
+def _queueing(path: str, body: str, wait: float | None, idempotency_key: str | None) -> Call[Job]:
+    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    held = min(math.ceil(wait), LONGEST_WAIT_SECONDS) if wait else 0
+    if held > 0:
+        headers["Prefer"] = f"wait={held}"
+    return Call("POST", path, _job, headers=headers, content=body, held_seconds=held)
+
+
+def _body(
+    schema: type[BaseModel],
+    request: BaseModel | Mapping[str, Any] | None,
+    fields: MergeFields | FinetuneFields,
+) -> str:
     if request is not None and fields:
         raise TypeError("give a request or its fields, not both")
     try:
-        valid = MergeRequest.model_validate(fields if request is None else request)
+        valid = schema.model_validate(fields if request is None else request)
     except ValidationError as error:
         raise InvalidRequest.from_validation(error) from None
     try:

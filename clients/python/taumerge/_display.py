@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from taumerge.schemas import Job, MergeResult, MethodInfo, Plan, Progress
+from taumerge.schemas import FinetuneResult, Job, MergeResult, MethodInfo, Plan, Progress, TrialResult
 
 
 def new_console() -> Console:
@@ -50,6 +50,10 @@ def show_job(console: Console, job: Job) -> None:
     if job.result is None:
         _facts(console, [*facts, ("output", str(job.request.get("output") or ""))])
         return
+    if isinstance(job.result, FinetuneResult):
+        _facts(console, [*facts, ("output", job.result.output), *_warnings(job.result.warnings)])
+        _show_trials(console, job.result.trials)
+        return
     _facts(console, [*facts, *_result_facts(job.result)])
     _table(
         console,
@@ -82,7 +86,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         ("workers", str(plan.workers)),
         ("memory of a worker", decimal(plan.peak_memory_bytes)),
     ]
-    _facts(console, [*facts, *(("warning", warning) for warning in plan.warnings)])
+    _facts(console, [*facts, *_warnings(plan.warnings)])
     _table(console, ("worker", "reads"), [(str(shard.worker), decimal(shard.bytes)) for shard in plan.shards])
 
 
@@ -103,8 +107,28 @@ def _result_facts(result: MergeResult) -> Iterable[tuple[str, str]]:
     yield "read", decimal(result.bytes_read)
     yield "written", decimal(result.bytes_written)
     yield "seconds", ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in result.seconds.items())
-    for warning in result.warnings:
-        yield "warning", warning
+    yield from _warnings(result.warnings)
+
+
+def _show_trials(console: Console, trials: Sequence[TrialResult]) -> None:
+    _table(
+        console,
+        ("learning rate", "steps", "loss", "validation", "output or error"),
+        [
+            (
+                f"{trial.learning_rate:g}",
+                f"{trial.steps:,}",
+                _number(trial.loss),
+                ", ".join(f"{name} {value:.4g}" for name, value in trial.validation.items()),
+                f"{trial.error.message} ({trial.error.code})" if trial.error else trial.output,
+            )
+            for trial in trials
+        ],
+    )
+
+
+def _warnings(warnings: Sequence[str]) -> Iterable[tuple[str, str]]:
+    return (("warning", warning) for warning in warnings)
 
 
 def _parameters(method: MethodInfo) -> str:

@@ -30,7 +30,7 @@ from taumerge.errors import (
     TaumergeError,
 )
 from taumerge.recipe import load_recipe
-from taumerge.schemas import JobKind, JobState
+from taumerge.schemas import Job, JobKind, JobState
 
 __all__ = ["app", "main"]
 
@@ -133,14 +133,33 @@ def merge(
         if dry_run:
             session.show(client.plan(request), _display.show_plan)
             return
-        job = client.merge(request)
-        if wait:
-            typer.echo(f"queued {job.id}", err=True)
-            with _resumable(job.id):
-                job = client.wait(job.id, progress=True, check=False)
-        session.show(job, _display.show_job)
-        if wait:
-            succeeded(job)
+        _show_queued(session, client, client.merge(request), wait)
+
+
+@app.command()
+def finetune(
+    ctx: typer.Context,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The fine-tune, as a YAML or JSON file.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a fine-tune, or a grid of them."""
+    session = _session(ctx, url, token, as_json)
+    with session.client() as client:
+        _show_queued(session, client, client.finetune(load_recipe(recipe)), wait)
+
+
+def _show_queued(session: Session, client: Client, job: Job, wait: bool) -> None:
+    """Show a job that was queued; with ``wait`` once it has ended, and end the command if it failed."""
+    if wait:
+        typer.echo(f"queued {job.id}", err=True)
+        with _resumable(job.id):
+            job = client.wait(job.id, progress=True, check=False)
+    session.show(job, _display.show_job)
+    if wait:
+        succeeded(job)
 
 
 @app.command()

@@ -11,11 +11,11 @@ from typing import Any, TypeVar, Unpack
 import httpx
 
 from taumerge import _calls
-from taumerge._calls import MergeFields
+from taumerge._calls import FinetuneFields, MergeFields
 from taumerge._events import RECONNECT_SECONDS, Event, EventStream
 from taumerge._transport import Call, Service
 from taumerge._waiting import Polling, ProgressReport, reporting, succeeded
-from taumerge.schemas import Job, JobKind, JobState, MergeRequest, MethodInfo, Plan
+from taumerge.schemas import FinetuneRequest, Job, JobKind, JobState, MergeRequest, MethodInfo, Plan
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -75,6 +75,21 @@ class Client:
             Conflict: the key belongs to another request.
         """
         return self._send(_calls.merge(request, fields, wait=wait, idempotency_key=idempotency_key))
+
+    def finetune(
+        self,
+        request: FinetuneRequest | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[FinetuneFields],
+    ) -> Job:
+        """Queue a fine-tune, given as a request (or recipe), or as its fields: base, task, train, output, …
+
+        The fields are those of FinetuneRequest, with the same defaults; arguments and errors are those of ``merge``.
+        """
+        return self._send(_calls.finetune(request, fields, wait=wait, idempotency_key=idempotency_key))
 
     def plan(
         self, request: MergeRequest | Mapping[str, Any] | None = None, /, **fields: Unpack[MergeFields]
@@ -202,6 +217,18 @@ class AsyncClient:
     ) -> Job:
         """See ``Client.merge``."""
         return await self._send(_calls.merge(request, fields, wait=wait, idempotency_key=idempotency_key))
+
+    async def finetune(
+        self,
+        request: FinetuneRequest | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[FinetuneFields],
+    ) -> Job:
+        """See ``Client.finetune``."""
+        return await self._send(_calls.finetune(request, fields, wait=wait, idempotency_key=idempotency_key))
 
     async def plan(
         self, request: MergeRequest | Mapping[str, Any] | None = None, /, **fields: Unpack[MergeFields]

@@ -101,6 +101,7 @@ def read_tables(
         files = [file for file in files if file.name.startswith(split)] or files
     names = [columns.get(want, want) for want in wanted]
     tables = []
+    metadata = None
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
@@ -112,11 +113,17 @@ def read_tables(
             if name not in present:
                 message = f"{file.name} has no column {name!r} for the {want}; it has {', '.join(present)}"
                 raise InvalidRequest.at((*loc, "dataset", "columns", want), "unknown_column", message)
+        metadata = metadata or parquet.schema_arrow.metadata
         tables.append(parquet.read(columns=names).select(names).rename_columns(list(wanted)))
     if not tables:
         message = "there is no .parquet file in it"
         raise InvalidRequest.at((*loc, "dataset", "uri"), "unreadable_dataset", message)
-    return pa.concat_tables(tables)
+    try:
+        whole = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        message = f"its files have columns of different types: {error}"
+        raise InvalidRequest.at((*loc, "dataset", "uri"), "unreadable_dataset", message) from None
+    return whole.replace_schema_metadata(metadata)
 
 
 def _part_of(directory: Path, split: Split) -> Path:

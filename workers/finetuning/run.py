@@ -1,0 +1,71 @@
+"""A fine-tune from request to result: check, train on Ray, and put the checkpoint in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+from taumerge.errors import JobFailed
+from taumerge.schemas import FinetuneRequest, FinetuneResult, TrialResult
+from workers.checkpoints.writing import Staging
+from workers.finetuning.actor import Report, train_on_actor
+from workers.finetuning.preflight import check_finetune, warnings
+from workers.merging import Superseded
+from workers.settings import WorkerSettings
+
+
+def run_finetune(
+    request: FinetuneRequest, settings: WorkerSettings, report: Report, *, job_id: str = ""
+) -> FinetuneResult:
+    """Carry out ``request`` on the Ray cluster that this process is connected to.
+
+    The output appears whole or not at all; with a grid that holds for the directory of each trial. A crash or
+    Ctrl-C leaves a hidden directory with the last checkpoint, from which the same request (and ``job_id``) goes on.
+
+    Args:
+        report: told about the progress a few times a second; what it raises stops the training.
+
+    Raises:
+        InvalidRequest: it cannot be carried out.
+        JobFailed: it was begun and failed. ``training_diverged`` keeps the hidden directory, and names it.
+    """
+    begun = time.monotonic()
+    output = check_finetune(request)
+    if request.grid is None:
+        results = [_run_alone(request, output, settings, report, job_id)]
+    else:
+        from workers.finetuning.grid import run_grid  # Tune takes seconds to import
+
+        results = run_grid(
+            request, output, settings, report, lambda trial, path: staging_of(trial, path, job_id)
+        )
+    return FinetuneResult(
+        output=request.output,
+        trials=results,
+        seconds={"finetune": round(time.monotonic() - begun, 3)},
+        warnings=warnings(request),
+    )
+
+
+def staging_of(request: FinetuneRequest, output: Path, job_id: str) -> Staging:
+    """Where a trial grows; attempts of one job at one request share it."""
+    identity = f"{job_id} {request.model_dump_json()}"
+    return Staging(output, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _run_alone(
+    request: FinetuneRequest, output: Path, settings: WorkerSettings, report: Report, job_id: str
+) -> TrialResult:
+    staging = staging_of(request, output, job_id)
+    staging.create(())
+    try:
+        result = train_on_actor(request, staging.path, settings, report)
+        staging.commit(overwrite=False)
+        return result
+    except (Superseded, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if not (isinstance(error, JobFailed) and "checkpoint" in error.details):
+            staging.discard()
+        raise
