@@ -35,8 +35,8 @@ lint: setup
 
 # Writes requirements.lock anew: names and versions only.
 lock:
-	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --all-extras \
-		--group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --extra demo \
+		--extra postgres --group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv .taumerge

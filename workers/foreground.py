@@ -43,7 +43,7 @@ def run_recipe(
     except JobFailed as error:
         _fail(1, f"{error.code}: {error}")
     except KeyboardInterrupt:
-        _fail(130, "interrupted; nothing was written")
+        _fail(130, "interrupted; the output is as it was")
     print(result.model_dump_json(indent=2))
     sys.exit(0)
 

@@ -26,9 +26,9 @@ from workers.finetuning.datasets.images import (
     decode,
     split_validation,
 )
-from workers.finetuning.hardware import Hardware
 from workers.finetuning.heads import zero_shot_head
 from workers.finetuning.towers import Clip, load_clip
+from workers.hardware import Hardware
 
 CROP_AREA = (0.9, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)

@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import FinetuneRequest
 from workers.finetuning.datasets.images import LARGEST_VALIDATION, SPLIT_SEED
-from workers.finetuning.hardware import Hardware
 from workers.finetuning.language_models import BaseModel, load_model, open_base
 from workers.finetuning.text import LabelledTexts, read_instructions, read_labelled_texts
 from workers.finetuning.text_batches import (
@@ -32,6 +31,7 @@ from workers.finetuning.text_encoding import (
     encode_instructions,
     encode_labelled_texts,
 )
+from workers.hardware import Hardware
 
 CLOSE = 1e-3
 """How much the log-probabilities of an example may change when it is packed, relative to the largest."""

@@ -24,7 +24,7 @@ from transformers import (
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import AdapterSpec, FinetuneRequest
 from workers.checkpoints.checkpoint import CheckpointError, open_checkpoint
-from workers.finetuning.hardware import Hardware
+from workers.hardware import Hardware
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}

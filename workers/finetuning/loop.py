@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from taumerge.errors import JobFailed
 from taumerge.schemas import Progress, TrainSpec
 from workers.finetuning.checkpoint import load_checkpoint, save_checkpoint
-from workers.finetuning.hardware import Hardware
 from workers.finetuning.task import Batch, TrainingTask
 from workers.finetuning.workgroup import Workgroup
+from workers.hardware import Hardware
 
 Report = Callable[[Progress], None]
 """Told about the progress after every step; what it raises stops the training."""

@@ -12,9 +12,9 @@ from taumerge.schemas import FinetuneRequest, TrialResult
 from workers.checkpoints.writing import sync
 
 if TYPE_CHECKING:
-    from workers.finetuning.hardware import Hardware
     from workers.finetuning.loop import Run
     from workers.finetuning.task import TrainingTask
+    from workers.hardware import Hardware
 
 RECORD = "training.json"
 LIBRARIES = ("taumerge", "torch", "open_clip_torch", "transformers", "peft", "safetensors")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from taumerge.schemas import FinetuneRequest
-from workers.finetuning.hardware import Hardware
+from workers.hardware import Hardware
 
 Batch = Any
 """One forward pass of a task; only the task looks inside."""

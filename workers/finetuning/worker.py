@@ -11,11 +11,11 @@ from taumerge.errors import JobFailed
 from taumerge.schemas import FinetuneRequest, OutputFile, Progress, TrialResult
 from workers.checkpoints.writing import sha256_of, sync
 from workers.finetuning.curves import write_events, write_plot
-from workers.finetuning.hardware import choose_hardware
 from workers.finetuning.loop import Report, Run, train
 from workers.finetuning.record import build_record, write_record
 from workers.finetuning.task import build_task
 from workers.finetuning.workgroup import Workgroup
+from workers.hardware import choose_hardware
 
 CHECKPOINT = ".checkpoint.pt"
 LOSS_STEPS = 50

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.finetuning.hardware import Hardware
+from workers.hardware import Hardware
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from workers.checkpoints.checkpoint import FileRecord
 from workers.checkpoints.dtypes import ITEMSIZE
 from workers.checkpoints.reading import FileReader
 from workers.checkpoints.writing import FileWriter, sha256_of, sync
+from workers.hardware import choose_hardware
 from workers.merging.low_rank import LowRankProduct
 from workers.merging.residency import Residency
 from workers.merging.unit import CHUNK, Findings, LowRankSource, Slice, SliceSums, Source, Unit
@@ -47,7 +48,7 @@ class ShardWorker:
     def __init__(self, memory: int, chunk_elements: int | None = None) -> None:
         torch.set_num_threads(1)  # workers are the parallelism
         _keep_freed_memory()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = choose_hardware("float32").device
         self._chunk = chunk_elements or (CHUNK if self._device.type == "cpu" else CUDA_CHUNK)
         if self._chunk % BLOCK:
             raise ValueError(f"chunk_elements must be a multiple of {BLOCK}")

@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from taumerge.errors import JobFailed
 from taumerge.schemas import Progress, TrainSpec
-from workers.finetuning.hardware import Hardware
 from workers.finetuning.loop import learning_rate_at, train
+from workers.hardware import Hardware
 
 CPU = Hardware(torch.device("cpu"), torch.float32)
 EXAMPLES = 20

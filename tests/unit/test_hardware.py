@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taumerge.errors import JobFailed
-from workers.finetuning.hardware import Precision, check_kernels, choose_hardware
+from workers.hardware import Precision, check_kernels, choose_hardware
 
 IN_THE_LOCK = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 

@@ -23,9 +23,9 @@ from transformers import (
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import FinetuneRequest, MergeRequest, Progress
 from workers.checkpoints.checkpoint import open_checkpoint, read_training
-from workers.finetuning.hardware import Hardware, choose_hardware
 from workers.finetuning.language import LanguageTask, build_language_task
 from workers.finetuning.worker import finetune
+from workers.hardware import Hardware, choose_hardware
 from workers.merging.preflight import plan_merge
 
 # peft reads what transformers 5 calls by another name

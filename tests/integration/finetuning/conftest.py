@@ -1,4 +1,4 @@
-"""A CLIP model small enough to train in seconds, and images to train it on, in the layouts users have."""
+"""A CLIP model small enough to train in seconds. (Whole trainings are no unit tests: their libraries take a while.)"""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
-import PIL.Image
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,7 +19,6 @@ TINY = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-CLASSES = ("dark", "grey_shade", "light")
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +39,6 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
     save_file(model.state_dict(), directory / "open_clip_model.safetensors", metadata={"format": "pt"})
-    return directory
-
-
-@pytest.fixture(scope="session")
-def shades(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder: three classes of 20 noisy images of different brightness."""
-    directory = tmp_path_factory.mktemp("shades")
-    random = np.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        (directory / name).mkdir()
-        for index in range(20):
-            pixels = np.clip(random.normal(40 + 80 * label, 20, (40, 48, 3)), 0, 255).astype(np.uint8)
-            PIL.Image.fromarray(pixels).save(directory / name / f"{index:02d}.png")
     return directory
 
 
