@@ -32,10 +32,18 @@ context = ray.init(
     include_dashboard=True, dashboard_port=0, log_to_driver=False,
 )
 client = JobSubmissionClient(f"http://{context.dashboard_url}")
-job = client.submit_job(
-    entrypoint=f"{python} -m workers.finetune {recipe}",
-    runtime_env={"env_vars": {"TAUMERGE_ACCELERATOR_TYPE": "V100"}},
-)
+patience = time.monotonic() + 60  # the agent that takes jobs starts after the dashboard
+while True:
+    try:
+        job = client.submit_job(
+            entrypoint=f"{python} -m workers.finetune {recipe}",
+            runtime_env={"env_vars": {"TAUMERGE_ACCELERATOR_TYPE": "V100"}},
+        )
+        break
+    except RuntimeError as error:
+        if "No available agent" not in str(error) or time.monotonic() > patience:
+            raise
+        time.sleep(1)
 while not (status := client.get_job_status(job)).is_terminal():
     time.sleep(0.5)
 print(client.get_job_logs(job))

@@ -17,10 +17,8 @@ from workers.checkpoints.writing import FileLayout
 from workers.merging.compare import Comparison
 from workers.merging.unit import CHUNK, SLICE, LowRankSource, Slice, Source, Unit
 
-LARGEST_UNIT = 2 * SLICE
-"""Elements of a unit at most: a fraction of a second of work, so that cancelling and redoing cost little."""
-UNITS_PER_WORKER = 8
-"""Smaller merges are cut finer than that, so that all workers end at the same time."""
+UNIT_BYTES = 1 << 26
+"""Input bytes of a unit at most, about: a fraction of a second of work, so that cancelling and redoing cost little."""
 WORKSPACE_CHUNKS = 4
 """Chunks of float64 that one model needs at most while it is worked on, temporaries of the rules included."""
 
@@ -60,6 +58,13 @@ class MergePlan:
         text = json.dumps([self.inputs, self.request.model_dump(mode="json"), layout], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def slice_elements(self) -> int:
+        """Elements of a slice at most. Sums are added slice by slice, so nothing but the request may decide it."""
+        widest = max(ITEMSIZE[self.base.tensors[name].info.dtype] for name in self.comparison.merged)
+        fitting = UNIT_BYTES // (widest * (len(self.models) + 1))
+        return min(SLICE, max(CHUNK, 1 << (fitting.bit_length() - 1)))
+
     def contributions(self, models: Sequence[int]) -> list[Contribution]:
         """What the rule may know of those ``models``; their weights are normalised among themselves."""
         references = [self.request.models[index] for index in models]
@@ -79,8 +84,7 @@ class MergePlan:
         """
         taking_part = range(len(self.models)) if models is None else models
         unmerged = copied.union(self.comparison.copied)
-        elements = sum(stored.info.elements for stored in self.base.tensors.values())
-        largest = min(LARGEST_UNIT, max(SLICE, elements // (self.workers * UNITS_PER_WORKER)))
+        largest = self.slice_elements
         loads = [0] * self.workers
         units: list[Unit] = []
         index = 0
@@ -108,12 +112,12 @@ class MergePlan:
             if merged or (stored and _same_bits(base, stored))
         ]
         low_rank = [_low_rank_source(model, one) if one else None for model, _, one in found]
-        total = base.info.elements
+        total, length = base.info.elements, self.slice_elements
         return [
             Slice(
                 tensor=index,
                 start=start,
-                elements=min(SLICE, total - start),
+                elements=min(length, total - start),
                 base=base_source.part(start),
                 models=tuple(source.part(start) for source in sources),
                 low_rank=tuple(low_rank) if merged else (),
@@ -121,7 +125,7 @@ class MergePlan:
                 dtype=dtype,
                 offset=offset + start * ITEMSIZE[dtype],
             )
-            for start in range(0, total, SLICE)
+            for start in range(0, total, length)
         ]
 
     def _find(self, model: int, name: str) -> tuple[StoredTensor | None, LowRank | None]:

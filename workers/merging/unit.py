@@ -17,7 +17,7 @@ from workers.checkpoints.checkpoint import FileRecord
 from workers.checkpoints.dtypes import ITEMSIZE
 
 SLICE = 1 << 22
-"""Elements of a slice. Sums are added slice by slice, so this is part of the numerics, not a tuning knob."""
+"""Elements of a slice at most (``MergePlan.slice_elements``): part of the numerics, not a tuning knob."""
 
 CHUNK = 1 << 17
 """Elements that a worker computes with at a time on a CPU: few enough for its cache, many enough to hide what a

@@ -30,7 +30,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Request:
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "SLICE", BLOCK // 2)
-    monkeypatch.setattr(plan_module, "LARGEST_UNIT", BLOCK)
 
 
 def planned(inputs: Request, tmp_path: Path, workers: int, **options: Any) -> MergePlan:

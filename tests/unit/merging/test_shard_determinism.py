@@ -44,7 +44,6 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "SLICE", 8 * BLOCK)
-    monkeypatch.setattr(plan_module, "LARGEST_UNIT", 8 * BLOCK)
 
 
 def planned(inputs: Inputs, method: dict[str, Any], output: Path, workers: int = 1) -> MergePlan:
