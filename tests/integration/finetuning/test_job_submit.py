@@ -1,4 +1,8 @@
-"""``ray job submit``: the same recipe as a job of a Ray cluster, on a cluster of its own with a dashboard."""
+"""``ray job submit``: the same recipe as a job of a Ray cluster, on a cluster of its own with a dashboard.
+
+It stands in this folder, whose tests run before the shared Ray session starts: two clusters on one machine want the
+same port for the agent that takes jobs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import PIL.Image
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ARCHITECTURE = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
