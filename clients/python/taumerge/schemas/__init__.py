@@ -1,0 +1,118 @@
+"""The contract: every request, job and result, defined once.
+
+The client, the service and the workers import these models; a recipe is a request as YAML or JSON.
+Symbols are those of the paper (Tao et al., arXiv 2411.18607): base θ₀, models θ_t, task vectors
+τ_t = θ_t − θ₀, weights p_t, scaling coefficient λ, merged task vector V.
+"""
+
+from taumerge.schemas._parts import (
+    LARGEST_FACTOR,
+    MAX_MODELS,
+    DType,
+    JobError,
+    OutputFile,
+    Progress,
+)
+from taumerge.schemas.diagnose import (
+    DiagnoseRequest,
+    DiagnoseResult,
+    GradientDiagnosis,
+    GroupDiagnosis,
+    ModelDiagnosis,
+)
+from taumerge.schemas.finetune import (
+    AdapterSpec,
+    Dataset,
+    FinetuneRequest,
+    FinetuneResult,
+    FinetuneTask,
+    Grid,
+    Resources,
+    TrainSpec,
+    TrialResult,
+)
+from taumerge.schemas.job import (
+    ENDED,
+    Job,
+    JobKind,
+    JobPage,
+    JobResult,
+    JobState,
+    Problem,
+)
+from taumerge.schemas.merge import (
+    MergeRequest,
+    MergeResult,
+    MethodInfo,
+    MethodSpec,
+    ModelRef,
+    ModelReport,
+    Plan,
+    Shard,
+    TensorCounts,
+    Training,
+)
+from taumerge.schemas.search import (
+    BestEvaluation,
+    Budget,
+    Evaluation,
+    EvaluationSpec,
+    EvaluationTask,
+    ScalingRange,
+    Scores,
+    SearchRequest,
+    SearchResult,
+    Split,
+    TaskModel,
+)
+
+__all__ = [
+    "ENDED",
+    "LARGEST_FACTOR",
+    "MAX_MODELS",
+    "AdapterSpec",
+    "BestEvaluation",
+    "Budget",
+    "DType",
+    "Dataset",
+    "DiagnoseRequest",
+    "DiagnoseResult",
+    "Evaluation",
+    "EvaluationSpec",
+    "EvaluationTask",
+    "FinetuneRequest",
+    "FinetuneResult",
+    "FinetuneTask",
+    "GradientDiagnosis",
+    "Grid",
+    "GroupDiagnosis",
+    "Job",
+    "JobError",
+    "JobKind",
+    "JobPage",
+    "JobResult",
+    "JobState",
+    "MergeRequest",
+    "MergeResult",
+    "MethodInfo",
+    "MethodSpec",
+    "ModelDiagnosis",
+    "ModelRef",
+    "ModelReport",
+    "OutputFile",
+    "Plan",
+    "Problem",
+    "Progress",
+    "Resources",
+    "ScalingRange",
+    "Scores",
+    "SearchRequest",
+    "SearchResult",
+    "Shard",
+    "Split",
+    "TaskModel",
+    "TensorCounts",
+    "TrainSpec",
+    "Training",
+    "TrialResult",
+]

@@ -1,0 +1,56 @@
+"""What requests, jobs and results have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter
+
+MAX_MODELS = 256
+LARGEST_FACTOR = 1e30
+"""Larger factors could not be multiplied with in float32."""
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+byte_size = TypeAdapter(ByteSize)
+
+
+class RequestPart(BaseModel):
+    """A part of a request: unknown fields are refused, so that a typo is never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AnswerPart(BaseModel):
+    """A part of an answer: a newer service may send fields that an older client does not know."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Progress(AnswerPart):
+    """How far a running job is."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    unit: str = "bytes"
+    eta_seconds: float | None = None
+    """Estimated from the pace of this phase so far; null until there is one."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Of a fine-tune: ``loss``, ``learning_rate`` and ``images_per_second`` or ``tokens_per_second``, as of now."""
+
+
+class JobError(AnswerPart):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class OutputFile(AnswerPart):
+    """One file of a merged checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
