@@ -16,6 +16,9 @@ from taumerge._transport import Call
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import (
     AdapterSpec,
+    Budget,
+    DiagnoseRequest,
+    EvaluationSpec,
     FinetuneRequest,
     FinetuneTask,
     Grid,
@@ -27,6 +30,9 @@ from taumerge.schemas import (
     ModelRef,
     Plan,
     Resources,
+    ScalingRange,
+    SearchRequest,
+    TaskModel,
     TrainSpec,
 )
 
@@ -85,6 +91,34 @@ class FinetuneFields(TypedDict, total=False):
     output: str
 
 
+class SearchFields(TypedDict, total=False):
+    """The fields of a SearchRequest, as keyword arguments; its defaults hold for what is left out."""
+
+    base: str
+    models: Sequence[Mapping[str, Any] | TaskModel]
+    methods: str | Sequence[str | Mapping[str, Any] | MethodSpec]
+    scaling: Sequence[float] | Mapping[str, float] | ScalingRange
+    evaluation: Mapping[str, Any] | EvaluationSpec
+    algorithm: str
+    patience: int | None
+    budget: Mapping[str, Any] | Budget
+    seed: int
+    output: str
+    keys: str
+    overwrite: bool
+
+
+class DiagnoseFields(TypedDict, total=False):
+    """The fields of a DiagnoseRequest, as keyword arguments; its defaults hold for what is left out."""
+
+    base: str
+    models: Sequence[str | Mapping[str, Any] | ModelRef]
+    evaluation: Mapping[str, Any] | EvaluationSpec | None
+    keys: str
+    output: str | None
+    overwrite: bool
+
+
 def merge(
     request: MergeRequest | Mapping[str, Any] | None,
     fields: MergeFields,
@@ -103,6 +137,26 @@ def finetune(
     idempotency_key: str | None,
 ) -> Call[Job]:
     return _queueing("/finetune", _body(FinetuneRequest, request, fields), wait, idempotency_key)
+
+
+def search(
+    request: SearchRequest | Mapping[str, Any] | None,
+    fields: SearchFields,
+    *,
+    wait: float | None,
+    idempotency_key: str | None,
+) -> Call[Job]:
+    return _queueing("/search", _body(SearchRequest, request, fields), wait, idempotency_key)
+
+
+def diagnose(
+    request: DiagnoseRequest | Mapping[str, Any] | None,
+    fields: DiagnoseFields,
+    *,
+    wait: float | None,
+    idempotency_key: str | None,
+) -> Call[Job]:
+    return _queueing("/diagnose", _body(DiagnoseRequest, request, fields), wait, idempotency_key)
 
 
 def plan(request: MergeRequest | Mapping[str, Any] | None, fields: MergeFields) -> Call[Plan]:
@@ -175,7 +229,7 @@ def _queueing(path: str, body: str, wait: float | None, idempotency_key: str | N
 def _body(
     schema: type[BaseModel],
     request: BaseModel | Mapping[str, Any] | None,
-    fields: MergeFields | FinetuneFields,
+    fields: MergeFields | SearchFields | FinetuneFields | DiagnoseFields,
 ) -> str:
     if request is not None and fields:
         raise TypeError("give a request or its fields, not both")

@@ -10,7 +10,19 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from taumerge.schemas import FinetuneResult, Job, MergeResult, MethodInfo, Plan, Progress, TrialResult
+from taumerge.schemas import (
+    DiagnoseResult,
+    Evaluation,
+    FinetuneResult,
+    Job,
+    MergeResult,
+    MethodInfo,
+    Plan,
+    Progress,
+    Scores,
+    SearchResult,
+    TrialResult,
+)
 
 
 def new_console() -> Console:
@@ -47,34 +59,21 @@ def show_job(console: Console, job: Job) -> None:
         facts.append(("attempts", str(job.attempt)))
     if job.error:
         facts.append(("error", f"{job.error.message} ({job.error.code})"))
-    if job.result is None:
-        _facts(console, [*facts, ("output", str(job.request.get("output") or ""))])
-        return
-    if isinstance(job.result, FinetuneResult):
-        _facts(console, [*facts, ("output", job.result.output), *_warnings(job.result.warnings)])
-        _show_trials(console, job.result.trials)
-        return
-    _facts(console, [*facts, *_result_facts(job.result)])
-    _table(
-        console,
-        ("model", "norm", "weight", "coefficient", "clipped by", "non-finite"),
-        [
-            (
-                model.uri + (" (dropped)" if model.dropped else ""),
-                *(
-                    _number(value)
-                    for value in (model.norm, model.weight, model.coefficient, model.clipped_by)
-                ),
-                str(model.nonfinite),
-            )
-            for model in job.result.models
-        ],
-    )
-    _table(
-        console,
-        ("file", "size", "sha256"),
-        [(file.name, decimal(file.bytes), file.sha256) for file in job.result.files],
-    )
+    match job.result:
+        case None:
+            _facts(console, [*facts, ("output", str(job.request.get("output") or ""))])
+        case FinetuneResult() as result:
+            _facts(console, [*facts, ("output", result.output), *_warnings(result.warnings)])
+            _show_trials(console, result.trials)
+        case SearchResult() as result:
+            _facts(console, [*facts, *_search_facts(result)])
+            _show_scores(console, result)
+        case DiagnoseResult() as result:
+            _facts(console, [*facts, *_diagnosis_facts(result)])
+            _show_models(console, result)
+        case MergeResult() as result:
+            _facts(console, [*facts, *_merge_facts(result)])
+            _show_merge(console, result)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -98,7 +97,7 @@ def show_methods(console: Console, methods: Sequence[MethodInfo]) -> None:
     )
 
 
-def _result_facts(result: MergeResult) -> Iterable[tuple[str, str]]:
+def _merge_facts(result: MergeResult) -> Iterable[tuple[str, str]]:
     counts = result.tensors
     yield "output", result.output
     yield "tensors", f"{counts.merged:,} merged, {counts.copied:,} copied, {counts.dropped:,} dropped"
@@ -108,6 +107,101 @@ def _result_facts(result: MergeResult) -> Iterable[tuple[str, str]]:
     yield "written", decimal(result.bytes_written)
     yield "seconds", ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in result.seconds.items())
     yield from _warnings(result.warnings)
+
+
+def _show_merge(console: Console, result: MergeResult) -> None:
+    _table(
+        console,
+        ("model", "norm", "weight", "coefficient", "clipped by", "non-finite"),
+        [
+            (
+                model.uri + (" (dropped)" if model.dropped else ""),
+                *(
+                    _number(value)
+                    for value in (model.norm, model.weight, model.coefficient, model.clipped_by)
+                ),
+                str(model.nonfinite),
+            )
+            for model in result.models
+        ],
+    )
+    _table(
+        console,
+        ("file", "size", "sha256"),
+        [(file.name, decimal(file.bytes), file.sha256) for file in result.files],
+    )
+
+
+def _search_facts(result: SearchResult) -> Iterable[tuple[str, str]]:
+    yield "output", result.output
+    yield "best", f"{_method(result.best)}, λ {result.best.scaling:g}, score {result.best.score:.4f}"
+    ended = "" if result.complete else ", ended by the budget"
+    yield "evaluations", f"{len(result.evaluations):,}{ended}"
+    yield from _warnings(result.warnings)
+
+
+def _show_scores(console: Console, result: SearchResult) -> None:
+    """The best of each rule between the individual models and the base, on the split that decided and on the other."""
+    tasks = list(result.best.tasks)
+    rows: list[tuple[str, str, str, Scores]] = []
+    for name, references in (("individual", result.individual), ("zero-shot", result.zero_shot)):
+        rows += [(name, "", split, scores) for split, scores in references.items()]
+    for best in sorted(result.best_by_method.values(), key=lambda one: -one.score):
+        rows.append((_method(best), f"{best.scaling:g}", "selected on", best))
+        if best.test is not None:
+            rows.append(("", "", "reported on", best.test))
+    _table(
+        console,
+        ("model", "λ", "split", "score", "average", *tasks),
+        [
+            (
+                name,
+                scaling,
+                split,
+                *(f"{value:.4f}" for value in (scores.score, scores.average, *scores.tasks.values())),
+            )
+            for name, scaling, split, scores in rows
+        ],
+    )
+
+
+def _method(evaluation: Evaluation) -> str:
+    """``fedgma, scale sum, rho 0.5``: the rule and its parameters."""
+    parameters = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in evaluation.method.items()
+        if name != "name"
+    ]
+    return ", ".join([evaluation.method["name"], *parameters])
+
+
+def _diagnosis_facts(result: DiagnoseResult) -> Iterable[tuple[str, str]]:
+    if result.output:
+        yield "output", result.output
+    yield "‖V‖₂", _number(result.merged_norm)
+    if result.chi_square is not None:
+        yield "χ²(p‖w)", _number(result.chi_square)
+    if result.gradients is not None:
+        yield "ζ*²", _number(result.gradients.zeta_square)
+    yield from (("verdict", line) for line in result.verdict)
+    yield from _warnings(result.warnings)
+
+
+def _show_models(console: Console, result: DiagnoseResult) -> None:
+    numbers = range(len(result.models))
+    _table(
+        console,
+        ("", "model", "norm", "p", "w", "share of ‖V‖²", *(f"cos {number}" for number in numbers)),
+        [
+            (
+                str(number),
+                model.uri,
+                *(_number(x) for x in (model.norm, model.weight, model.effective_weight, model.share)),
+                *("" if cosine is None else f"{cosine:.3f}" for cosine in result.cosine[number]),
+            )
+            for number, model in enumerate(result.models)
+        ],
+    )
 
 
 def _show_trials(console: Console, trials: Sequence[TrialResult]) -> None:

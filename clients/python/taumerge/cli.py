@@ -44,6 +44,8 @@ Url = Annotated[
 Token = Annotated[str | None, typer.Option("--token", help="Bearer token.  [default: $TAUMERGE_TOKEN]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Identifier of the job.")]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The request, as a YAML or JSON file.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -117,8 +119,8 @@ def _session(ctx: typer.Context, url: str | None, token: str | None, as_json: bo
 @app.command()
 def merge(
     ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The merge, as a YAML or JSON file.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    recipe: Recipe,
+    wait: Wait = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan only; queue nothing.")] = False,
     url: Url = None,
     token: Token = None,
@@ -137,10 +139,25 @@ def merge(
 
 
 @app.command()
+def search(
+    ctx: typer.Context,
+    recipe: Recipe,
+    wait: Wait = False,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a search for the best rule, its parameters and λ."""
+    session = _session(ctx, url, token, as_json)
+    with session.client() as client:
+        _show_queued(session, client, client.search(load_recipe(recipe)), wait)
+
+
+@app.command()
 def finetune(
     ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The fine-tune, as a YAML or JSON file.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    recipe: Recipe,
+    wait: Wait = False,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -149,6 +166,21 @@ def finetune(
     session = _session(ctx, url, token, as_json)
     with session.client() as client:
         _show_queued(session, client, client.finetune(load_recipe(recipe)), wait)
+
+
+@app.command()
+def diagnose(
+    ctx: typer.Context,
+    recipe: Recipe,
+    wait: Wait = False,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a diagnosis of heterogeneity."""
+    session = _session(ctx, url, token, as_json)
+    with session.client() as client:
+        _show_queued(session, client, client.diagnose(load_recipe(recipe)), wait)
 
 
 def _show_queued(session: Session, client: Client, job: Job, wait: bool) -> None:

@@ -11,11 +11,21 @@ from typing import Any, TypeVar, Unpack
 import httpx
 
 from taumerge import _calls
-from taumerge._calls import FinetuneFields, MergeFields
+from taumerge._calls import DiagnoseFields, FinetuneFields, MergeFields, SearchFields
 from taumerge._events import RECONNECT_SECONDS, Event, EventStream
 from taumerge._transport import Call, Service
 from taumerge._waiting import Polling, ProgressReport, reporting, succeeded
-from taumerge.schemas import FinetuneRequest, Job, JobKind, JobState, MergeRequest, MethodInfo, Plan
+from taumerge.schemas import (
+    DiagnoseRequest,
+    FinetuneRequest,
+    Job,
+    JobKind,
+    JobState,
+    MergeRequest,
+    MethodInfo,
+    Plan,
+    SearchRequest,
+)
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -76,6 +86,21 @@ class Client:
         """
         return self._send(_calls.merge(request, fields, wait=wait, idempotency_key=idempotency_key))
 
+    def search(
+        self,
+        request: SearchRequest | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[SearchFields],
+    ) -> Job:
+        """Queue a search for the best rule, its parameters and λ, given as a request (or recipe), or as its fields.
+
+        The fields are those of SearchRequest, with the same defaults; arguments and errors are those of ``merge``.
+        """
+        return self._send(_calls.search(request, fields, wait=wait, idempotency_key=idempotency_key))
+
     def finetune(
         self,
         request: FinetuneRequest | Mapping[str, Any] | None = None,
@@ -90,6 +115,21 @@ class Client:
         The fields are those of FinetuneRequest, with the same defaults; arguments and errors are those of ``merge``.
         """
         return self._send(_calls.finetune(request, fields, wait=wait, idempotency_key=idempotency_key))
+
+    def diagnose(
+        self,
+        request: DiagnoseRequest | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[DiagnoseFields],
+    ) -> Job:
+        """Queue a diagnosis of heterogeneity, given as a request (or recipe), or as its fields.
+
+        The fields are those of DiagnoseRequest, with the same defaults; arguments and errors are those of ``merge``.
+        """
+        return self._send(_calls.diagnose(request, fields, wait=wait, idempotency_key=idempotency_key))
 
     def plan(
         self, request: MergeRequest | Mapping[str, Any] | None = None, /, **fields: Unpack[MergeFields]
@@ -218,6 +258,18 @@ class AsyncClient:
         """See ``Client.merge``."""
         return await self._send(_calls.merge(request, fields, wait=wait, idempotency_key=idempotency_key))
 
+    async def search(
+        self,
+        request: SearchRequest | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[SearchFields],
+    ) -> Job:
+        """See ``Client.search``."""
+        return await self._send(_calls.search(request, fields, wait=wait, idempotency_key=idempotency_key))
+
     async def finetune(
         self,
         request: FinetuneRequest | Mapping[str, Any] | None = None,
@@ -229,6 +281,18 @@ class AsyncClient:
     ) -> Job:
         """See ``Client.finetune``."""
         return await self._send(_calls.finetune(request, fields, wait=wait, idempotency_key=idempotency_key))
+
+    async def diagnose(
+        self,
+        request: DiagnoseRequest | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[DiagnoseFields],
+    ) -> Job:
+        """See ``Client.diagnose``."""
+        return await self._send(_calls.diagnose(request, fields, wait=wait, idempotency_key=idempotency_key))
 
     async def plan(
         self, request: MergeRequest | Mapping[str, Any] | None = None, /, **fields: Unpack[MergeFields]
