@@ -11,6 +11,7 @@ import ray
 
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import FinetuneRequest, Progress, TrialResult
+from workers.merging.pool import BESIDE_SHARD_GPUS, warm_shard_actors
 from workers.settings import WorkerSettings
 
 Report = Callable[[Progress], None]
@@ -109,7 +110,8 @@ def worker_options(request: FinetuneRequest, settings: WorkerSettings) -> dict[s
     accelerator = wanted.accelerator_type or settings.accelerator_type
     gpus = wanted.gpus
     if gpus is None:
-        gpus = 1.0 if accelerator or cluster.get("GPU") else 0.0
+        whole = BESIDE_SHARD_GPUS if warm_shard_actors() else 1.0  # a warm shard worker keeps its part
+        gpus = whole if accelerator or cluster.get("GPU") else 0.0
     if not gpus:
         return {"num_cpus": 1}
     if accelerator and f"accelerator_type:{accelerator}" not in cluster:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 NAMESPACE = "taumerge"
 READY_SECONDS = 120.0
 """How long starting a worker may take: importing torch from a cold disk, or a cluster that scales up."""
+SHARD_GPUS = 0.51
+"""More than half of a GPU, so that no two shard workers share one; the rest is for evaluators and fine-tunes beside
+the warm worker, which holds little of the GPU's memory."""
+BESIDE_SHARD_GPUS = 0.49
 
 
 class ShardActor:
@@ -97,9 +101,16 @@ def shard_actors(settings: WorkerSettings, *, detached: bool) -> list[ActorHandl
 
 def stop_shard_actors() -> None:
     """Stop every detached shard worker of this cluster."""
-    for named in ray.util.list_named_actors(all_namespaces=True):
-        if named["namespace"] == NAMESPACE and named["name"].startswith("shard-"):
-            ray.kill(ray.get_actor(named["name"], NAMESPACE))
+    for name in warm_shard_actors():
+        ray.kill(ray.get_actor(name, NAMESPACE))
+
+
+def warm_shard_actors() -> list[str]:
+    """The names of the detached shard workers of this cluster."""
+    named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    return [
+        one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith("shard-")
+    ]
 
 
 def _options(settings: WorkerSettings, count: int) -> dict[str, Any]:
@@ -126,7 +137,7 @@ def _options(settings: WorkerSettings, count: int) -> dict[str, Any]:
                 "capacity_unavailable",
                 f"{count} shard workers need a GPU each and this Ray cluster has {gpus:g}; lower TAUMERGE_WORKERS",
             )
-        options["num_gpus"] = 1
+        options["num_gpus"] = SHARD_GPUS
     return options
 
 

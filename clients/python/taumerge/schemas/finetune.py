@@ -102,7 +102,8 @@ class Resources(RequestPart):
     """What a fine-tune runs on; null: the server's settings."""
 
     gpus: FiniteFloat | None = Field(default=None, ge=0, le=1)
-    """GPUs of each worker: 1, 0 for a CPU, or the share of one; null: 1 where the cluster has any."""
+    """GPUs of each worker: 1, 0 for a CPU, or the share of one; null: where the cluster has any, one that it
+    shares with nothing but a warm shard worker."""
     accelerator_type: str | None = None
     """Ray accelerator type, for example ``V100``."""
     workers: int = Field(default=1, ge=1)
