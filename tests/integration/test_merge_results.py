@@ -64,6 +64,17 @@ def test_result_and_receipt_say_what_was_measured(merge: Merge, golden_body: dic
         "norm_scope": "model",
         "scale": "sum",
     }
+    merged = sum(rows) / 5
+    assert receipt["heterogeneity"]["shares"] == pytest.approx(
+        [row @ merged / (5 * merged @ merged) for row in rows], rel=1e-6
+    )
+    lr_sums = [
+        json.loads((Path(uri) / "training.json").read_text())["lr_sum"] for uri in golden_body["models"]
+    ]
+    effective = [one / sum(lr_sums) for one in lr_sums]
+    assert receipt["heterogeneity"]["effective_weights"] == pytest.approx(effective)
+    chi_square = sum((0.2 - one) ** 2 / one for one in effective)
+    assert receipt["heterogeneity"]["chi_square"] == pytest.approx(chi_square)
     index = json.loads((output / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {one.name for one in result.files}
     assert {path.name for path in output.iterdir()} == {

@@ -27,6 +27,7 @@ __all__ = [
     "companions",
     "local_path",
     "open_checkpoint",
+    "read_record",
     "read_training",
 ]
 
@@ -177,30 +178,34 @@ def open_checkpoint(uri: str) -> Checkpoint:
     return _open_files(uri, path.parent, {path.name: None}, stem=path.stem, sharded=False)
 
 
-def read_training(checkpoint: Checkpoint) -> Training | None:
-    """What ``training.json`` beside the weights says about ``steps`` and ``lr_sum``; None without the file.
+def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """``training.json`` beside the weights, as it stands there; empty without the file.
 
     Raises:
         CheckpointError: ``malformed_training_record``.
     """
     path = checkpoint.directory / "training.json"
     try:
-        if not path.is_file():
-            return None
-        record = _read_object(path, _LARGEST_RECORD)
-        return Training.model_validate({key: record[key] for key in Training.model_fields if key in record})
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{first['loc'][0]}: {first['msg']}"
+        return _read_object(path, _LARGEST_RECORD) if path.is_file() else {}
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except ValueError as error:
         problem = str(error)
-    raise CheckpointError(
-        "malformed_training_record",
-        f"training.json: {problem}. It should be an object with steps (a whole number from 1) and lr_sum "
-        "(above 0); correct it, or give training in the request and remove the file.",
-    )
+    raise _malformed_record(problem)
+
+
+def read_training(checkpoint: Checkpoint) -> Training:
+    """What ``training.json`` beside the weights says about ``steps`` and ``lr_sum``; nothing without the file.
+
+    Raises:
+        CheckpointError: ``malformed_training_record``.
+    """
+    record = read_record(checkpoint)
+    try:
+        return Training.model_validate({key: record[key] for key in Training.model_fields if key in record})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _malformed_record(f"{first['loc'][0]}: {first['msg']}") from error
 
 
 def companions(checkpoint: Checkpoint) -> list[Path]:
@@ -217,6 +222,14 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
         if any(path.match(pattern) for pattern in _COMPANIONS)
         and path.is_file()
         and path.stat().st_size <= _LARGEST_COMPANION
+    )
+
+
+def _malformed_record(problem: str) -> CheckpointError:
+    return CheckpointError(
+        "malformed_training_record",
+        f"training.json: {problem}. It should be an object with steps (a whole number from 1) and lr_sum "
+        "(above 0); correct it, or give training in the request and remove the file.",
     )
 
 

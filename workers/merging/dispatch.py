@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import Progress
 from workers.merging.pool import ShardActor
+from workers.merging.unit import Findings, Unit
 
 Report = Callable[[Progress], None]
 """Told about the progress a few times a second; what it raises stops the merge."""
@@ -35,6 +36,27 @@ class Task:
     start: Callable[[ActorHandle[ShardActor]], ObjectRef[Any]]
     done: Callable[[Any], Iterable[Task]]
     """Takes the answer; returns the tasks that it makes possible."""
+
+
+def ask_of_units(
+    phase: str,
+    units: Sequence[Unit],
+    actors: Sequence[ActorHandle[ShardActor]],
+    report: Report,
+    ask: Callable[[ActorHandle[ShardActor], Unit], ObjectRef[Findings]],
+) -> list[Findings]:
+    """The findings of one call for each unit, in the order of the units; errors as of ``dispatch``."""
+    found: dict[int, Findings] = {}
+
+    def task(number: int, unit: Unit) -> Task:
+        def done(answer: Findings) -> list[Task]:
+            found[number] = answer
+            return []
+
+        return Task(unit.worker, unit.input_bytes, lambda actor: ask(actor, unit), done)
+
+    dispatch(phase, [task(number, unit) for number, unit in enumerate(units)], actors, report)
+    return [found[number] for number in range(len(units))]
 
 
 def dispatch(

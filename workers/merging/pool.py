@@ -43,6 +43,10 @@ class ShardActor:
         """See ``ShardWorker.measure``."""
         return self._worker.measure(unit, inputs, needs)
 
+    def survey(self, unit: Unit, inputs: str) -> Findings:
+        """See ``ShardWorker.survey``."""
+        return self._worker.survey(unit, inputs)
+
     def merge(
         self,
         unit: Unit,

@@ -28,8 +28,11 @@ PACKED_SHARE = 0.01
 """Share of non-float bytes from which a base looks quantised."""
 
 
-def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int) -> MergePlan:
+def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, writes: bool = True) -> MergePlan:
     """Check ``request`` against the checkpoints that it names, and plan it.
+
+    Args:
+        writes: whether the merge is written; else its output is not looked at.
 
     Raises:
         InvalidRequest: with every problem found, each located in the request.
@@ -49,7 +52,9 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int) -> Me
         ]
     ]
     present = [checkpoint for checkpoint in opened if checkpoint is not None]
-    output = _output_path(request, present, errors)
+    output: Path | None = Path(request.output)
+    if writes:
+        output = output_path(request.output, request.overwrite, present, errors)
     training = [
         _training(request, index, checkpoint, rule, errors)
         for index, checkpoint in enumerate(opened[1:])
@@ -71,7 +76,8 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int) -> Me
         max_shard_bytes=request.max_shard_bytes,
         metadata=base.metadata,
     )
-    _check_space(output, sum(file.size for file in files))
+    if writes:
+        _check_space(output, sum(file.size for file in files))
     return MergePlan(
         request=request,
         rule=rule,
@@ -132,29 +138,34 @@ def _training(
     given = request.models[index].training or Training()
     recorded = Training()
     needed = rule.training_field if rule else None
-    if needed and getattr(given, needed) is None:
-        loc = ("models", index, "training", needed)
-        try:
-            recorded = read_training(checkpoint) or recorded
-        except CheckpointError as error:
+    missing = needed if needed and getattr(given, needed) is None else None
+    loc = ("models", index, "training", missing or "")
+    try:
+        recorded = read_training(checkpoint)
+    except CheckpointError as error:  # else the receipt does without it
+        if missing:
             errors.append(ErrorItem(loc=loc, code=error.code, msg=error.message))
             return given
-        if getattr(recorded, needed) is None:
-            message = (
-                f"{rule.name if rule else 'the rule'} needs {needed} of {request.models[index].uri}, and there is "
-                f"no training.json with it beside the checkpoint; give training.{needed} in the request"
-            )
-            errors.append(ErrorItem(loc=loc, code="missing_training", msg=message))
+    if missing and getattr(recorded, missing) is None:
+        message = (
+            f"{rule.name if rule else 'the rule'} needs {missing} of {request.models[index].uri}, and there is "
+            f"no training.json with it beside the checkpoint; give training.{missing} in the request"
+        )
+        errors.append(ErrorItem(loc=loc, code="missing_training", msg=message))
     return recorded.model_copy(update=given.model_dump(exclude_none=True))
 
 
-def _output_path(request: MergeRequest, inputs: Sequence[Checkpoint], errors: list[ErrorItem]) -> Path | None:
+def output_path(
+    uri: str, overwrite: bool, inputs: Sequence[Checkpoint], errors: list[ErrorItem]
+) -> Path | None:
+    """The directory that ``uri`` names, if it can be written; what stands in the way goes to ``errors``."""
+
     def refuse(code: str, message: str) -> None:
         errors.append(ErrorItem(loc=("output",), code=code, msg=message))
 
     try:
         # normalised as text: what the path leads to may change until the merge is done
-        output = Path(os.path.normpath(local_path(request.output)))
+        output = Path(os.path.normpath(local_path(uri)))
     except CheckpointError as error:
         refuse(error.code, error.message)
         return None
@@ -168,7 +179,7 @@ def _output_path(request: MergeRequest, inputs: Sequence[Checkpoint], errors: li
         refuse("output_not_writable", "this is no place for a checkpoint; name a new directory")
     elif output.suffix == ".safetensors":
         refuse("output_not_directory", "the output is a directory; leave out the file name")
-    elif os.path.lexists(output) and not request.overwrite:
+    elif os.path.lexists(output) and not overwrite:
         refuse("output_exists", "it exists; choose another directory, or set overwrite")
     else:
         parent = next(parent for parent in output.parents if os.path.lexists(parent))

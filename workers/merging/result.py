@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taumerge.schemas import MergeResult, ModelReport, OutputFile, TensorCounts
+from workers.aggregation.heterogeneity import chi_square, cosines, effective_weights, shares
 from workers.checkpoints.checkpoint import Checkpoint
 from workers.checkpoints.dtypes import FLOATS
 from workers.merging.mix import Mix
@@ -72,10 +73,29 @@ def build_receipt(plan: MergePlan, result: MergeResult, sums: Sums, job_id: str)
             "dropped": [list(dropped) for dropped in plan.comparison.dropped],
         },
         "training": [one.model_dump(exclude_none=True) for one in plan.training],
+        "heterogeneity": _heterogeneity(plan, result, sums),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("taumerge", "torch", "ray", "numpy")},
         },
+    }
+
+
+def _heterogeneity(plan: MergePlan, result: MergeResult, sums: Sums) -> dict[str, Any]:
+    """w_t, χ²(p‖w) and the shares of the models that took part, as far as this merge knows them; else null.
+
+    As in a diagnosis: of V = Σ p_t τ_t, whatever the rule made of the task vectors.
+    """
+    models = [index for index, model in enumerate(result.models) if not model.dropped]
+    weights = [one.weight for one in plan.contributions(models)]
+    effective = effective_weights([plan.training[index].lr_sum for index in models])
+    by_coefficient = any(model.coefficient is not None for model in plan.request.models)
+    measured = plan.request.statistics == "full" and not by_coefficient
+    return {
+        "models": models,
+        "effective_weights": effective,
+        "chi_square": chi_square(weights, effective) if effective and not by_coefficient else None,
+        "shares": shares(sums.total_gram(len(models)), weights) if measured else None,
     }
 
 
@@ -106,14 +126,11 @@ def _model_reports(plan: MergePlan, mix: Mix, norms: NDArray[np.float64] | None)
 
 def _cosines(gram: NDArray[np.float64], mix: Mix, count: int) -> list[list[float | None]]:
     """T×T; null where a task vector is zero or its model was dropped."""
-    norms = np.sqrt(np.diag(gram))
-    cosines: list[list[float | None]] = [[None] * count for _ in range(count)]
-    for row, first in enumerate(mix.models):
-        for column, second in enumerate(mix.models):
-            product = norms[row] * norms[column]
-            if product > 0:
-                cosines[first][second] = float(np.clip(gram[row, column] / product, -1.0, 1.0))
-    return cosines
+    matrix: list[list[float | None]] = [[None] * count for _ in range(count)]
+    for first, row in zip(mix.models, cosines(gram), strict=True):
+        for second, cosine in zip(mix.models, row, strict=True):
+            matrix[first][second] = cosine
+    return matrix
 
 
 def _measured_warnings(mix: Mix, norms: NDArray[np.float64]) -> list[str]:

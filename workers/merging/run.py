@@ -17,7 +17,7 @@ from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import CheckpointError, companions, local_path
 from workers.checkpoints.reading import unchanged
 from workers.checkpoints.writing import Staging, index_json
-from workers.merging.dispatch import Report, Task, dispatch
+from workers.merging.dispatch import Report, Task, ask_of_units, dispatch
 from workers.merging.mix import Mix, check_sound, decide, needs_measuring
 from workers.merging.plan import MergePlan
 from workers.merging.pool import ShardActor, shard_actors, worker_count
@@ -87,21 +87,16 @@ def run_merge(
 
 def _measure(plan: MergePlan, actors: Actors, report: Report) -> Sums:
     """Pass 1: the sums that the rule and ``nonfinite`` need, over all models."""
-    units = plan.units()
     needs: Needs = "gram" if plan.rule.needs == "gram" else "norms"
-    findings: dict[int, Findings] = {}
-
-    def task(number: int, unit: Unit) -> Task:
-        def done(answer: Findings) -> list[Task]:
-            findings[number] = answer
-            return []
-
-        return Task(
-            unit.worker, unit.input_bytes, lambda actor: actor.measure.remote(unit, plan.inputs, needs), done
+    return Sums.of(
+        ask_of_units(
+            "measure",
+            plan.units(),
+            actors,
+            report,
+            lambda actor, unit: actor.measure.remote(unit, plan.inputs, needs),
         )
-
-    dispatch("measure", [task(number, unit) for number, unit in enumerate(units)], actors, report)
-    return Sums.of(findings[number] for number in range(len(units)))
+    )
 
 
 def _aggregate(

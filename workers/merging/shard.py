@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.aggregation.agreement import sign_agreement
 from workers.aggregation.kernel import (
     BLOCK,
     Workspace,
@@ -66,6 +67,23 @@ class ShardWorker:
                     if not np.isfinite(gram).all():
                         _count_nonfinite(findings, part, wide_base, task_vectors)
                 findings.sums.append(SliceSums(part.tensor, gram))
+        return findings
+
+    def survey(self, unit: Unit, inputs: str) -> Findings:
+        """What the diagnostics need: Gram matrices, sign agreement, and what is not finite."""
+        findings = Findings()
+        with _Readers(findings) as readers:
+            for part in (part for part in unit.slices if part.merged):
+                count = len(part.models)
+                gram, agreement = np.zeros((count, count)), np.zeros(count + 1, np.int64)
+                for _, wide_base, task_vectors in self._task_vectors(part, inputs, readers):
+                    gram = gram_matrix(task_vectors, gram)
+                    if np.isfinite(gram).all():
+                        agreement += sign_agreement(task_vectors)
+                    else:
+                        _count_nonfinite(findings, part, wide_base, task_vectors)
+                findings.sums.append(SliceSums(part.tensor, gram))
+                findings.agreement[part.tensor] = findings.agreement.get(part.tensor, 0) + agreement
         return findings
 
     def merge(

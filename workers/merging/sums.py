@@ -23,6 +23,8 @@ class Sums:
     nonfinite: dict[tuple[int, int], int] = field(default_factory=dict)
     overflowed: set[int] = field(default_factory=set)
     differing: set[int] = field(default_factory=set)
+    agreement: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    """Number of coordinates of each merged tensor by |Σ_t sign τ_t|, shape (T + 1,); of a survey only."""
     bytes_read: int = 0
 
     @classmethod
@@ -40,6 +42,8 @@ class Sums:
             for place, count in one.nonfinite.items():
                 sums.nonfinite[place] = sums.nonfinite.get(place, 0) + count
             sums.overflowed |= one.overflowed
+            for tensor, counts in one.agreement.items():
+                sums.agreement[tensor] = sums.agreement.get(tensor, 0) + counts
             sums.differing |= one.differing
             sums.bytes_read += one.bytes_read
         return sums

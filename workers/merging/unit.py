@@ -134,4 +134,6 @@ class Findings:
     """Tensors with merged values outside the range of their output type."""
     differing: set[int] = field(default_factory=set)
     """Copied tensors whose bytes in some model differ from the base's."""
+    agreement: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    """Merged tensor → number of coordinates by |Σ_t sign τ_t|, shape (T + 1,); of a survey only."""
     bytes_read: int = 0

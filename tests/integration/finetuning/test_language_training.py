@@ -136,7 +136,6 @@ def test_a_causal_model_learns_what_to_answer(llama: Path, request_for: RequestF
     assert (record["training_size"], record["validation_size"]) == (54, 6)
     assert (record["method"], record["adapter"], record["truncated_texts"]) == ("full", None, 0)
     training = read_training(open_checkpoint(str(out)))
-    assert training is not None
     assert training.steps == 80
     assert training.lr_sum == pytest.approx(3e-3 * 41)
 

@@ -412,7 +412,7 @@ def test_metadata_that_is_no_tie_resolves_nothing(tmp_path: Path) -> None:
     assert [checkpoint.find(name) for name in ("b", "c", "d", "format", "pt")] == [None] * 5
 
 
-def training_of(directory: Path, text: str) -> Training | None:
+def training_of(directory: Path, text: str) -> Training:
     save(directory / "model.safetensors", "a")
     (directory / "training.json").write_text(text)
     return read_training(open_checkpoint(str(directory)))
@@ -420,7 +420,7 @@ def training_of(directory: Path, text: str) -> Training | None:
 
 def test_no_training_record(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", "a")
-    assert read_training(open_checkpoint(str(tmp_path))) is None
+    assert read_training(open_checkpoint(str(tmp_path))) == Training()
 
 
 @pytest.mark.parametrize(
