@@ -74,31 +74,32 @@ def gram_matrix(vectors: Sequence[Tensor], so_far: NDArray[np.float64] | None = 
     return total
 
 
-def merge(
-    rule: Rule,
-    base: Tensor,
-    task_vectors: Sequence[Tensor],
-    coefficients: Sequence[float],
-    scaling: float,
-    out: Tensor,
-    square_so_far: float = 0.0,
-    *,
-    narrowed: bool = True,
-) -> tuple[float, bool]:
-    """Write θ₀ + λ·V to ``out``, rounded once to its dtype.
+def aggregate(
+    rule: Rule, task_vectors: Sequence[Tensor], coefficients: Sequence[float], square_so_far: float = 0.0
+) -> tuple[Tensor, float]:
+    """V of one chunk, and ‖V‖₂² added to that of earlier chunks."""
+    merged = rule.aggregate(task_vectors, coefficients)
+    return merged, float(sums_of_squares([merged], np.array([square_so_far]))[0])
+
+
+def add_scaled(
+    base: Tensor, merged: Tensor, scaling: float, square: float, out: Tensor, *, narrowed: bool = True
+) -> bool:
+    """Write θ₀ + λ·V to ``out``, computed in the dtype of V and rounded once to that of ``out``.
 
     Args:
+        square: ‖V‖₂² of a vector that holds this chunk.
         narrowed: whether θ₀ may lie outside the range of ``out``, as it cannot where it is stored in that dtype.
 
-    Returns ‖V‖₂² added to that of earlier chunks, and whether every merged value is in the range of ``out``.
+    Returns whether every merged value is in the range of ``out``.
     """
-    merged = rule.aggregate(task_vectors, coefficients)
-    square = float(sums_of_squares([merged], np.array([square_so_far]))[0])
-    values = torch.add(base, merged, alpha=scaling)
+    values = out if out.dtype == merged.dtype else torch.empty_like(merged)
+    torch.add(base.to(merged.dtype), merged, alpha=scaling, out=values)
     if merged.dtype == torch.float32 and (rest := scaling - float(np.float32(scaling))):
         # λ = 0.3 is not exact in float32: what is missing would decide how many ties of 16-bit values are rounded.
         values.add_(merged, alpha=rest)
-    out.copy_(values)
+    if values is not out:
+        out.copy_(values)
     # With |V| < 2⁶⁴ and such a λ, λ·V is less than half a unit in the last place of the largest float32, so adding it
     # to a finite θ₀ overflows neither float32 nor bfloat16 and need not be looked at. (NaN compares as false.)
     safe = (
@@ -108,7 +109,7 @@ def merge(
         and scaling < 1e10
         and square < 2.0**128
     )
-    return square, safe or fits(values, out.dtype)
+    return safe or fits(values, out.dtype)
 
 
 def fits(values: Tensor, dtype: torch.dtype) -> bool:
@@ -116,7 +117,3 @@ def fits(values: Tensor, dtype: torch.dtype) -> bool:
     # The extreme values decide: rounding is monotonic, and NaN propagates through amax.
     extremes = torch.stack([values.amax(), values.amin()]).to(dtype)
     return bool(torch.isfinite(extremes).all())
-
-
-def _dot(block: Tensor) -> Tensor:
-    return torch.dot(block, block)

@@ -17,8 +17,9 @@ from workers.aggregation.kernel import (
     BLOCK,
     Workspace,
     accumulation_dtype,
+    add_scaled,
+    aggregate,
     gram_matrix,
-    merge,
     sums_of_squares,
 )
 from workers.aggregation.rule import Needs, Rule
@@ -137,16 +138,9 @@ class ShardWorker:
         for start, wide_base, task_vectors in self._task_vectors(part, inputs, readers):
             gram = _inner_products(task_vectors, statistics, gram)
             values = out[: wide_base.numel()]
-            merged_square, in_range = merge(
-                rule,
-                wide_base,
-                task_vectors,
-                coefficients,
-                scaling,
-                values,
-                merged_square,
-                narrowed=part.dtype != part.base.dtype,
-            )
+            merged, merged_square = aggregate(rule, task_vectors, coefficients, merged_square)
+            narrowed = part.dtype != part.base.dtype
+            in_range = add_scaled(wide_base, merged, scaling, merged_square, values, narrowed=narrowed)
             if not np.isfinite(gram).all() or not in_range:
                 _count_nonfinite(findings, part, wide_base, task_vectors)
                 findings.overflowed.add(part.tensor)

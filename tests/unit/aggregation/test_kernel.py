@@ -15,11 +15,13 @@ from workers.aggregation.kernel import (
     BLOCK,
     Workspace,
     accumulation_dtype,
+    add_scaled,
+    aggregate,
     fits,
     gram_matrix,
-    merge,
     sums_of_squares,
 )
+from workers.aggregation.rule import Rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTHS = [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 12345]
@@ -36,6 +38,14 @@ def one_thread() -> Iterator[None]:
 
 def randn(length: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(length, generator=torch.Generator().manual_seed(seed), dtype=dtype) * scale
+
+
+def merge(
+    rule: Rule, base: Tensor, rows: list[Tensor], scaling: float, out: Tensor, *, narrowed: bool = True
+) -> tuple[float, bool]:
+    """‖V‖₂² and whether θ₀ + λ·V, written to ``out``, is in its range; every model counts 1/T."""
+    merged, square = aggregate(rule, rows, [1.0 / len(rows)] * len(rows))
+    return square, add_scaled(base, merged, scaling, square, out, narrowed=narrowed)
 
 
 def exact_square(vector: Tensor) -> float:
@@ -130,7 +140,7 @@ def test_merged_values_do_not_depend_on_the_chunks(
         out = torch.empty(length, dtype=torch.bfloat16)
         for start in range(0, length, chunk):
             part = slice(start, start + chunk)
-            _, in_range = merge(rule, base[part], [row[part] for row in rows], [0.2] * 5, 0.7, out[part])
+            _, in_range = merge(rule, base[part], [row[part] for row in rows], 0.7, out[part])
             assert in_range
         return out
 
@@ -143,9 +153,9 @@ def test_merge_reports_the_norm_before_scaling_and_what_does_not_fit() -> None:
     base = torch.zeros(2)
     out = torch.empty(2, dtype=torch.float16)
     row = torch.tensor([3.0, 4.0])
-    assert merge(rule, base, [row.clone()], [1.0], 0.5, out) == (25.0, True)
+    assert merge(rule, base, [row], 0.5, out) == (25.0, True)
     assert out.tolist() == [1.5, 2.0]
-    assert merge(rule, base, [row.clone()], [1.0], 1e5, out) == (25.0, False)
+    assert merge(rule, base, [row], 1e5, out) == (25.0, False)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -175,7 +185,7 @@ def test_a_scaling_that_float32_cannot_hold_breaks_no_tie() -> None:
     """1/128 + 0.3·805/128 = 242.5/128 lies in the middle of two bfloat16; the even one is right."""
     rule = build_rule(MethodSpec(name="task_arithmetic"))
     out = torch.empty(1, dtype=torch.bfloat16)
-    merge(rule, torch.tensor([1 / 128]), [torch.tensor([805 / 128])], [1.0], 0.3, out)
+    merge(rule, torch.tensor([1 / 128]), [torch.tensor([805 / 128])], 0.3, out)
     assert out.item() == 242 / 128
 
 
@@ -184,6 +194,6 @@ def test_a_base_at_the_edge_of_the_type_is_checked_where_it_is_narrowed(narrowed
     rule = build_rule(MethodSpec(name="task_arithmetic"))
     base = torch.tensor([torch.finfo(torch.float32).max if narrowed else 3.3895e38])
     out = torch.empty(1, dtype=torch.bfloat16)
-    _, in_range = merge(rule, base, [torch.zeros(1)], [1.0], 1.0, out, narrowed=narrowed)
+    _, in_range = merge(rule, base, [torch.zeros(1)], 1.0, out, narrowed=narrowed)
     assert in_range is not narrowed
     assert bool(torch.isfinite(out).all()) is not narrowed
