@@ -1,0 +1,1 @@
+"""Search for the best rule, its parameters and λ on resident shards."""
