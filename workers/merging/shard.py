@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,17 @@ from workers.checkpoints.writing import FileWriter, sha256_of, sync
 from workers.hardware import choose_hardware
 from workers.merging.low_rank import LowRankProduct
 from workers.merging.residency import Residency
-from workers.merging.unit import CHUNK, Findings, LowRankSource, Slice, SliceSums, Source, Unit
+from workers.merging.unit import (
+    CHUNK,
+    Direction,
+    Findings,
+    LowRankSource,
+    MergedSlice,
+    Slice,
+    SliceSums,
+    Source,
+    Unit,
+)
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -114,6 +125,29 @@ class ShardWorker:
                     self._copy_slice(part, inputs, readers, writer, findings)
         return findings
 
+    def direction(
+        self, unit: Unit, inputs: str, rule: Rule, coefficients: Sequence[Sequence[float]]
+    ) -> tuple[Direction, list[MergedSlice]]:
+        """V of each merged slice of ``unit``, as ``merge`` would scale it and add it to the base.
+
+        Args:
+            coefficients: for each slice of the unit one number for each of its models.
+        """
+        findings = Findings()
+        slices: list[MergedSlice] = []
+        with _Readers(findings) as readers:
+            for part, numbers in zip(unit.slices, coefficients, strict=True):
+                if part.merged:
+                    slices.append(self._direction_of(part, inputs, readers, rule, numbers))
+        digest, nbytes = sha256(), 0
+        for one in slices:
+            digest.update(b"0" if one.values is None else b"1")
+            if one.values is not None:
+                digest.update(one.values.data)
+                nbytes += one.values.nbytes
+        square = sum(one.square for one in slices)
+        return Direction(digest.digest(), square, nbytes, findings.bytes_read), slices
+
     def finish(self, path: Path) -> str:
         """Bring a complete output file to the disk; returns its SHA-256 in hex."""
         digest = sha256_of(path)
@@ -146,6 +180,20 @@ class ShardWorker:
                 findings.overflowed.add(part.tensor)
             writer.write_at(_bytes_of(values), part.offset + start * ITEMSIZE[part.dtype])
         findings.sums.append(SliceSums(part.tensor, gram, merged_square))
+
+    def _direction_of(
+        self, part: Slice, inputs: str, readers: _Readers, rule: Rule, coefficients: Sequence[float]
+    ) -> MergedSlice:
+        whole: Tensor | None = None
+        square = 0.0
+        for start, _, task_vectors in self._task_vectors(part, inputs, readers):
+            merged, square = aggregate(rule, task_vectors, coefficients, square)
+            if whole is None:
+                whole = torch.empty(part.elements, dtype=merged.dtype)
+            whole[start : start + merged.numel()] = merged
+        if whole is None or (square == 0 and not whole.any()):  # the squares of small numbers may vanish
+            return MergedSlice(None, 0.0)
+        return MergedSlice(whole.numpy(), square)
 
     def _copy_slice(
         self, part: Slice, inputs: str, readers: _Readers, writer: FileWriter, findings: Findings

@@ -9,6 +9,7 @@ the same place.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,3 +138,26 @@ class Findings:
     agreement: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     """Merged tensor → number of coordinates by |Σ_t sign τ_t|, shape (T + 1,); of a survey only."""
     bytes_read: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MergedSlice:
+    """V of one merged slice of a unit."""
+
+    values: NDArray[np.floating[Any]] | None
+    """Flat, in the dtype that V is computed in; null where V is zero everywhere."""
+    square: float
+    """‖V‖₂²."""
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """What the driver learns of V of a unit, whose values stay with the workers."""
+
+    digest: bytes
+    """SHA-256 over every bit of V."""
+    square: float
+    """‖V‖₂²."""
+    bytes: int
+    """Bytes of the values."""
+    bytes_read: int
