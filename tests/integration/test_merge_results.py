@@ -64,7 +64,7 @@ def test_result_and_receipt_say_what_was_measured(merge: Merge, golden_body: dic
         "norm_scope": "model",
         "scale": "sum",
     }
-    merged = sum(rows) / 5
+    merged = np.mean(rows, axis=0)
     assert receipt["heterogeneity"]["shares"] == pytest.approx(
         [row @ merged / (5 * merged @ merged) for row in rows], rel=1e-6
     )

@@ -92,8 +92,15 @@ def check_sound(plan: MergePlan, mix: Mix, sums: Sums) -> None:
         )
 
 
-def nonfinite_failure(plan: MergePlan, sums: Sums, models: Sequence[int]) -> JobFailed:
-    """The failure that names model, tensor and count of every NaN and inf. ``models`` maps to the request's."""
+def nonfinite_failure(
+    plan: MergePlan, sums: Sums, models: Sequence[int], *, droppable: bool = True
+) -> JobFailed:
+    """The failure that names model, tensor and count of every NaN and inf.
+
+    Args:
+        models: indices in the request of the models that were measured.
+        droppable: whether the request may leave a model out.
+    """
     found = [
         {
             "model": plan.request.base if model == BASE else plan.request.models[models[model]].uri,
@@ -104,8 +111,9 @@ def nonfinite_failure(plan: MergePlan, sums: Sums, models: Sequence[int]) -> Job
         for (model, tensor), count in sorted(sums.nonfinite.items())
     ]
     first = found[0]
-    droppable = plan.request.nonfinite == "reject" and all(model != BASE for model, _ in sums.nonfinite)
-    advice = "repair it, or set nonfinite to drop_model" if droppable else "repair it"
+    in_models = all(model != BASE for model, _ in sums.nonfinite)
+    advisable = droppable and in_models and plan.request.nonfinite == "reject"
+    advice = "repair it, or set nonfinite to drop_model" if advisable else "repair it"
     return JobFailed(
         "nonfinite",
         f"{first['model']} has {first['count']} NaN or inf elements in tensor {first['tensor']}"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -17,6 +15,7 @@ from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import CheckpointError, companions, local_path
 from workers.checkpoints.reading import unchanged
 from workers.checkpoints.writing import Staging, index_json
+from workers.clock import Clock
 from workers.merging.dispatch import Report, Task, ask_of_units, dispatch
 from workers.merging.mix import Mix, check_sound, decide, needs_measuring
 from workers.merging.plan import MergePlan
@@ -60,7 +59,7 @@ def run_merge(
     """
     if job_id and (earlier := _committed(request, job_id)):
         return earlier
-    clock = _Clock()
+    clock = Clock()
     with clock.phase("plan"):
         plan = plan_merge(request, workers=worker_count(settings), worker_memory=int(settings.worker_memory))
         actors = shard_actors(settings, detached=detached)
@@ -73,7 +72,7 @@ def run_merge(
             sums, digests = _aggregate(plan, mix, staging, actors, report)
             check_sound(plan, mix, sums)
         with clock.phase("commit"):
-            _check_unchanged(plan)
+            check_unchanged(plan)
             result = build_result(plan, mix, sums, digests, clock.seconds)
             _write_small_files(plan, result, sums, staging, job_id)
             staging.commit(request.overwrite)
@@ -149,7 +148,12 @@ def _aggregate(
     return sums, digests
 
 
-def _check_unchanged(plan: MergePlan) -> None:
+def check_unchanged(plan: MergePlan) -> None:
+    """Refuse what was read from files that somebody was writing.
+
+    Raises:
+        JobFailed: ``input_changed``.
+    """
     files = [file for checkpoint in (plan.base, *plan.models) for file in checkpoint.files]
     changed = [file.name for file in files if not unchanged(file)]
     if changed:
@@ -179,16 +183,3 @@ def _write_small_files(
         staging.write_text(f"{stem}.safetensors.index.json", index_json(plan.files))
     # last of all: whoever finds a receipt finds a complete checkpoint
     staging.write_text(RECEIPT, json.dumps(build_receipt(plan, result, sums, job_id), indent=2) + "\n")
-
-
-class _Clock:
-    """Wall seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - begun, 4)
