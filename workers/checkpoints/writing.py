@@ -104,7 +104,7 @@ class Staging:
     def __init__(self, output: Path, identity: str) -> None:
         self.output = output
         self.path = output.with_name(f".{output.name}.{identity[:16]}.partial")
-        self._journal = self.path / _JOURNAL
+        self.journal = self.path / _JOURNAL  # notes of the attempts, which ``commit`` removes
 
     def create(self, files: Sequence[FileLayout]) -> None:
         """Make the directory and its missing parents, and every file with its header and full size.
@@ -121,7 +121,7 @@ class Staging:
                 raise _disk_full(self.output, free, needed)
             self._create_directory()
             for file in todo:
-                (self._journal / f"{file.name}.json").unlink(missing_ok=True)  # of one that has lost its size
+                (self.journal / f"{file.name}.json").unlink(missing_ok=True)  # of one that has lost its size
                 self._create_file(file)
         except OSError as error:
             if error.errno in _NO_SPACE:
@@ -133,14 +133,14 @@ class Staging:
 
         ``sync`` the file first: after a power failure the record is believed.
         """
-        self._write(self._journal / f"{name}.json", json.dumps(record).encode())
+        self._write(self.journal / f"{name}.json", json.dumps(record).encode())
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """The records of the files that are complete, by file name."""
         try:
             return {
                 path.name.removesuffix(".json"): json.loads(path.read_bytes())
-                for path in sorted(self._journal.glob("*.json"))
+                for path in sorted(self.journal.glob("*.json"))
             }
         except OSError as error:
             raise _failed(error, self.output) from error
@@ -168,7 +168,7 @@ class Staging:
         """
         try:
             # from here on the directory is no attempt to go on from: after a swap it is the old output
-            shutil.rmtree(self._journal)
+            shutil.rmtree(self.journal)
             _sync(self.path)
             if overwrite and os.path.lexists(self.output):
                 exchange(self.path, self.output)
@@ -192,7 +192,7 @@ class Staging:
         Only for the attempt that holds the job: another one with the same identity loses its files.
         """
         try:
-            parents = json.loads((self._journal / _PARENTS).read_bytes())
+            parents = json.loads((self.journal / _PARENTS).read_bytes())
         except OSError:
             parents = []
         _remove(self.path)
@@ -203,13 +203,13 @@ class Staging:
                 return
 
     def _create_directory(self) -> None:
-        if self.path.exists() and not self._journal.exists():
+        if self.path.exists() and not self.journal.exists():
             _remove(self.path)  # an interrupted commit left it
         parents = [str(parent) for parent in self.path.parents if not parent.exists()]
         self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._journal.mkdir(exist_ok=True)
+        self.journal.mkdir(exist_ok=True)
         if parents:
-            _write_durably(self._journal / _PARENTS, json.dumps(parents).encode(), self._journal)
+            _write_durably(self.journal / _PARENTS, json.dumps(parents).encode(), self.journal)
 
     def _create_file(self, file: FileLayout) -> None:
         # no O_TRUNC: another attempt may be writing the same bytes
@@ -238,7 +238,7 @@ class Staging:
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
-            _write_durably(path, content, self._journal)
+            _write_durably(path, content, self.journal)
         except OSError as error:
             raise _failed(error, path) from error
 

@@ -16,7 +16,7 @@ from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from workers.aggregation.rule import Needs, Rule
-    from workers.merging.unit import Direction, Findings, MergedSlice, Unit
+    from workers.merging.unit import DirectionPart, Findings, MergedSlice, Unit
 
 NAMESPACE = "taumerge"
 READY_SECONDS = 120.0
@@ -63,7 +63,7 @@ class ShardActor:
     @ray.method(num_returns=2)  # the driver reads the first alone
     def direction(
         self, unit: Unit, inputs: str, rule: Rule, coefficients: Sequence[Sequence[float]]
-    ) -> tuple[Direction, list[MergedSlice]]:
+    ) -> tuple[DirectionPart, list[MergedSlice]]:
         """See ``ShardWorker.direction``."""
         return self._worker.direction(unit, inputs, rule, coefficients)
 

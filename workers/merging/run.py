@@ -66,15 +66,9 @@ def run_merge(
     staging = Staging(plan.output, hashlib.sha256(f"{job_id} {plan.identity}".encode()).hexdigest())
     try:
         with clock.phase("measure"):
-            mix = decide(plan, _measure(plan, actors, report) if needs_measuring(plan) else Sums())
-        with clock.phase("aggregate"):
-            staging.create(plan.files)
-            sums, digests = _aggregate(plan, mix, staging, actors, report)
-            check_sound(plan, mix, sums)
+            mix = decide(plan, measure(plan, actors, report) if needs_measuring(plan) else Sums())
+        result = stage_merge(plan, mix, staging, actors, report, clock, job_id)
         with clock.phase("commit"):
-            check_unchanged(plan)
-            result = build_result(plan, mix, sums, digests, clock.seconds)
-            _write_small_files(plan, result, sums, staging, job_id)
             staging.commit(request.overwrite)
         return result.model_copy(update={"seconds": clock.seconds})
     except Superseded:
@@ -84,7 +78,7 @@ def run_merge(
         raise
 
 
-def _measure(plan: MergePlan, actors: Actors, report: Report) -> Sums:
+def measure(plan: MergePlan, actors: Actors, report: Report) -> Sums:
     """Pass 1: the sums that the rule and ``nonfinite`` need, over all models."""
     needs: Needs = "gram" if plan.rule.needs == "gram" else "norms"
     return Sums.of(
@@ -96,6 +90,20 @@ def _measure(plan: MergePlan, actors: Actors, report: Report) -> Sums:
             lambda actor, unit: actor.measure.remote(unit, plan.inputs, needs),
         )
     )
+
+
+def stage_merge(
+    plan: MergePlan, mix: Mix, staging: Staging, actors: Actors, report: Report, clock: Clock, job_id: str
+) -> MergeResult:
+    """All of a merge after the first pass, but for the commit: ``staging`` then holds every file of the output."""
+    with clock.phase("aggregate"):
+        staging.create(plan.files)
+        sums, digests = _aggregate(plan, mix, staging, actors, report)
+        check_sound(plan, mix, sums)
+    check_unchanged(plan)
+    result = build_result(plan, mix, sums, digests, clock.seconds)
+    _write_small_files(plan, result, sums, staging, job_id)
+    return result
 
 
 def _aggregate(

@@ -33,7 +33,7 @@ from workers.merging.low_rank import LowRankProduct
 from workers.merging.residency import Residency
 from workers.merging.unit import (
     CHUNK,
-    Direction,
+    DirectionPart,
     Findings,
     LowRankSource,
     MergedSlice,
@@ -127,7 +127,7 @@ class ShardWorker:
 
     def direction(
         self, unit: Unit, inputs: str, rule: Rule, coefficients: Sequence[Sequence[float]]
-    ) -> tuple[Direction, list[MergedSlice]]:
+    ) -> tuple[DirectionPart, list[MergedSlice]]:
         """V of each merged slice of ``unit``, as ``merge`` would scale it and add it to the base.
 
         Args:
@@ -146,7 +146,7 @@ class ShardWorker:
                 digest.update(one.values.data)
                 nbytes += one.values.nbytes
         square = sum(one.square for one in slices)
-        return Direction(digest.digest(), square, nbytes, findings.bytes_read), slices
+        return DirectionPart(digest.digest(), square, nbytes, findings.bytes_read), slices
 
     def finish(self, path: Path) -> str:
         """Bring a complete output file to the disk; returns its SHA-256 in hex."""

@@ -151,7 +151,7 @@ class MergedSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class DirectionPart:
     """What the driver learns of V of a unit, whose values stay with the workers."""
 
     digest: bytes

@@ -19,7 +19,7 @@ from workers.merging.plan import MergePlan
 from workers.merging.preflight import plan_merge
 from workers.merging.shard import TORCH_DTYPES, ShardWorker
 from workers.merging.sums import Sums
-from workers.merging.unit import Direction, MergedSlice
+from workers.merging.unit import DirectionPart, MergedSlice
 
 METHODS: list[dict[str, Any]] = [
     {"name": "task_arithmetic"},
@@ -41,7 +41,7 @@ def planned(base: str, models: list[str], method: object, output: Path) -> Merge
     return plan_merge(MergeRequest.model_validate(body), workers=1, worker_memory=0)
 
 
-def directions(plan: MergePlan, chunk: int | None = None) -> list[tuple[Direction, list[MergedSlice]]]:
+def directions(plan: MergePlan, chunk: int | None = None) -> list[tuple[DirectionPart, list[MergedSlice]]]:
     worker = ShardWorker(0, chunk)
     measured = Sums()
     if needs_measuring(plan):
