@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import FinetuneRequest, JobError, Progress, TrialResult
 from workers.checkpoints.checkpoint import local_path
 from workers.checkpoints.writing import Staging
-from workers.finetuning.actor import ATTEMPTS, READY_SECONDS, Report, worker_options
+from workers.finetuning.actor import ATTEMPTS, Report, worker_options
 from workers.finetuning.preflight import trials
 from workers.finetuning.record import RECORD
 from workers.settings import WorkerSettings
+from workers.tuning import Watch, run_trials
 
 REPORT_SECONDS = 0.5
 RESULT = "result"
@@ -54,12 +54,7 @@ def run_grid(
     if stagings:
         options = worker_options(request, settings)
         scratch = output.with_name(f".{output.name}.tune-{os.getpid()}")
-        try:
-            _run_trials(runs, stagings, options, scratch, watch)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        if watch.stopped_by is not None:
-            raise watch.stopped_by
+        _run_trials(runs, stagings, options, scratch, watch)
         if len(watch.results) < len(runs):  # Tune answers Ctrl-C by ending early
             raise KeyboardInterrupt
     results = [watch.results[index] for index in range(len(runs))]
@@ -79,23 +74,16 @@ def _run_trials(
     bundle = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0)}
     if "accelerator_type" in options:
         bundle[f"accelerator_type:{options['accelerator_type']}"] = 0.001
-    trainable = tune.with_parameters(_train_trial, runs=list(runs), stagings=stagings)
-    # Tune would print tables on stdout and log every result once more, in three formats.
-    os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),
-        param_space={"index": tune.grid_search(list(stagings))},
+    run_trials(
+        tune.with_parameters(_train_trial, runs=list(runs), stagings=stagings),
+        bundle,
+        {"index": tune.grid_search(list(stagings))},
+        watch,
+        scratch,
         # a process imports torch once, not once for each trial
-        tune_config=tune.TuneConfig(max_concurrent_trials=_slots(bundle), reuse_actors=True),
-        run_config=tune.RunConfig(
-            storage_path=str(scratch),
-            callbacks=[watch],
-            stop=_StopOn(watch),
-            failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
-            verbose=0,
-        ),
+        config=tune.TuneConfig(max_concurrent_trials=_slots(bundle), reuse_actors=True),
+        failures=ATTEMPTS - 1,
     )
-    tuner.fit()
 
 
 def _train_trial(
@@ -127,19 +115,15 @@ def _train_trial(
     tune.report({STEP: run.train.steps, RESULT: result.model_dump_json()})
 
 
-class _Watch(tune.Callback):
-    """Gathers steps and results of the trials, and passes the progress on."""
+class _Watch(Watch):
+    """Gathers steps and results of the trials."""
 
     def __init__(self, runs: Sequence[FinetuneRequest], report: Report) -> None:
-        self._runs, self._report = runs, report
+        super().__init__(report)
+        self._runs = runs
         self._steps: dict[int, int] = {}
         self._metrics: dict[str, float] = {}
-        self._begun, self._started = time.monotonic(), False
         self.results: dict[int, TrialResult] = {}
-        self.stopped_by: BaseException | None = None
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._started = True
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -157,21 +141,7 @@ class _Watch(tune.Callback):
             index, _failed(self._runs[index], JobError(code="worker_lost", message=message))
         )
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self.stopped_by is not None:
-            return
-        try:
-            if not self._started and time.monotonic() - self._begun > READY_SECONDS:
-                raise JobFailed(
-                    "capacity_unavailable",
-                    f"no trial could be started within {READY_SECONDS:.0f} s: other jobs, or the warm shard workers "
-                    "of the service (TAUMERGE_WORKERS), hold the GPUs or CPUs",
-                )
-            self._report(self._progress())
-        except BaseException as error:  # noqa: BLE001 raised again when Tune has ended its trials
-            self.stopped_by = error
-
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
         steps = sum(
             run.train.steps if index in self.results else self._steps.get(index, 0)
             for index, run in enumerate(self._runs)
@@ -179,19 +149,6 @@ class _Watch(tune.Callback):
         ended = {"trials_ended": float(len(self.results)), "trials": float(len(self._runs))}
         total = sum(run.train.steps for run in self._runs)
         return Progress(phase="train", done=steps, total=total, unit="steps", metrics=self._metrics | ended)
-
-
-class _StopOn(tune.Stopper):
-    """Ends the grid when its report has raised."""
-
-    def __init__(self, watch: _Watch) -> None:
-        self._watch = watch
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._watch.stopped_by is not None
 
 
 def _finished(run: FinetuneRequest, path: Path) -> TrialResult | None:
