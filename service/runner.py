@@ -20,7 +20,16 @@ from service.claims import Claim, LeaseLost
 from service.settings import Settings
 from service.store import Store
 from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
-from taumerge.schemas import FinetuneRequest, JobError, JobKind, JobResult, MergeRequest, Progress
+from taumerge.schemas import (
+    DiagnoseRequest,
+    FinetuneRequest,
+    JobError,
+    JobKind,
+    JobResult,
+    MergeRequest,
+    Progress,
+)
+from workers.diagnostics import run_diagnose
 from workers.finetuning import run_finetune
 from workers.merging import Superseded, run_merge
 from workers.merging.pool import shard_actors
@@ -56,6 +65,12 @@ def finetune(claim: Claim, settings: WorkerSettings, report: Callable[[Progress]
     return run_finetune(request, settings, report, job_id=claim.job_id)
 
 
+def diagnose(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
+    """Run a diagnosis on the shard workers of the cluster."""
+    request = DiagnoseRequest.model_validate(claim.request)
+    return run_diagnose(request, settings, report, job_id=claim.job_id, detached=True)
+
+
 def warm_up(settings: WorkerSettings) -> None:
     """Start the shard workers, so that the first merge need not wait for them."""
     try:
@@ -64,7 +79,7 @@ def warm_up(settings: WorkerSettings) -> None:
         log.warning("merges will fail: %s", error)  # each with this error, until the cluster has what it says
 
 
-JOBS: Mapping[JobKind, JobFunction] = {"merge": merge, "finetune": finetune}
+JOBS: Mapping[JobKind, JobFunction] = {"merge": merge, "finetune": finetune, "diagnose": diagnose}
 
 
 class JobProcess:

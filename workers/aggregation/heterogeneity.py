@@ -32,6 +32,7 @@ def chi_square(weights: Sequence[float], effective: Sequence[float]) -> float:
 
 def cosines(gram: Matrix) -> list[list[float | None]]:
     """T×T cosines of the task vectors; None where one of the two is zero."""
+    gram = (gram + gram.T) / 2  # equal but for the last bit
     norms = np.sqrt(np.diag(gram))
     products = np.outer(norms, norms)
     return [
