@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from workers.finetuning.datasets import load_images, prompt_templates
 from workers.finetuning.datasets.images import (
     SPLIT_SEED,
     LabelledImages,
+    ahead,
     check_images,
     decode,
     split_validation,
@@ -33,8 +33,6 @@ from workers.hardware import Hardware
 CROP_AREA = (0.9, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 """Random crops as open_clip trains with: share of the image's area, and width over height."""
-STEPS_AHEAD = 2
-"""Steps whose images are decoded while the model computes."""
 VALIDATION_BATCH = 256
 
 ImageBatch = tuple[Tensor, Tensor]
@@ -97,7 +95,7 @@ class ClipTask:
                 random_crop(decode(self._training.images[index]), self._clip.size, hash((seed, index)))
             )
 
-        for indices, images in _ahead(self._pool, example, steps):
+        for indices, images in ahead(self._pool, example, steps):
             labels = torch.tensor([self._training.labels[index] for index in indices])
             size = train.micro_batch_size or len(indices)
             yield list(zip(torch.split(torch.stack(images), size), torch.split(labels, size), strict=True))
@@ -125,7 +123,7 @@ class ClipTask:
         def example(index: int) -> Tensor:
             return self._clip.evaluation_transform(decode(data.images[index]))
 
-        for indices, images in _ahead(self._pool, example, parts):
+        for indices, images in ahead(self._pool, example, parts):
             labels = torch.tensor([data.labels[index] for index in indices]).to(device)
             with self._hardware.autocast():
                 logits = model(torch.stack(images).to(device))
@@ -203,23 +201,3 @@ def random_crop(image: PIL.Image.Image, size: tuple[int, int], seed: int) -> PIL
         left, top = (width - w) // 2, (height - h) // 2
     box = (left, top, left + w, top + h)
     return image.crop(box).resize(size[::-1], PIL.Image.Resampling.BICUBIC)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, example: Any, steps: Iterable[Sequence[int]]
-) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-    """The examples of every step, in order, with those of the next steps under way."""
-    waiting: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
-    try:
-        for indices in steps:
-            waiting.append((indices, [pool.submit(example, index) for index in indices]))
-            if len(waiting) > STEPS_AHEAD:
-                done, futures = waiting.popleft()
-                yield done, [future.result() for future in futures]
-        while waiting:
-            done, futures = waiting.popleft()
-            yield done, [future.result() for future in futures]
-    finally:
-        for _, futures in waiting:
-            for future in futures:
-                future.cancel()

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import FinetuneRequest
-from workers.finetuning.datasets.images import LARGEST_VALIDATION, SPLIT_SEED
+from workers.finetuning.datasets.images import SPLIT_SEED, split_indices
 from workers.finetuning.language_models import BaseModel, load_model, open_base
 from workers.finetuning.text import LabelledTexts, read_instructions, read_labelled_texts
 from workers.finetuning.text_batches import (
@@ -174,7 +174,7 @@ def build_language_task(request: FinetuneRequest, hardware: Hardware) -> Languag
         InvalidRequest: located in the request.
     """
     base = open_base(request.base)
-    length = _length(request, base)
+    length = text_length(base, request.task.max_length)
     if request.task.kind == "causal_lm":
         instructions = read_instructions(request.task.dataset, "train")
         model, initialised = load_model(request, base, None, hardware)
@@ -186,10 +186,7 @@ def build_language_task(request: FinetuneRequest, hardware: Hardware) -> Languag
         encoded = encode_labelled_texts(base.tokenizer, texts, length, _vocabulary(model))
         classes = texts.classes
     examples = encoded.examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
-    size = min(len(examples) // 10, LARGEST_VALIDATION)
-    training = [examples[index] for index in order[: len(examples) - size]]
-    validation = [examples[index] for index in order[len(examples) - size :]]
+    training, validation = ([examples[index] for index in part] for part in split_indices(len(examples)))
     rows = [_rows(part, length, request.task.packing) for part in (training, validation)]
     if len(rows[0]) < request.resources.workers:
         message = f"{len(rows[0])} sequences cannot be shared by {request.resources.workers} workers"
@@ -200,9 +197,13 @@ def build_language_task(request: FinetuneRequest, hardware: Hardware) -> Languag
     return LanguageTask(request, base, model, initialised, data, hardware)
 
 
-def _length(request: FinetuneRequest, base: BaseModel) -> int:
-    wanted, context = request.task.max_length, base.context
-    loc = ("task", "max_length")
+def text_length(base: BaseModel, wanted: int | None) -> int:
+    """Tokens that texts are cut to: ``wanted``, or what the model takes.
+
+    Raises:
+        InvalidRequest: at ``task.max_length``: ``context_unknown`` or ``over_context``.
+    """
+    context, loc = base.context, ("task", "max_length")
     if wanted is None and context is None:
         message = "neither model nor tokenizer say how many tokens they take; give max_length"
         raise InvalidRequest.at(loc, "context_unknown", message)

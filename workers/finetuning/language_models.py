@@ -123,20 +123,9 @@ def load_model(
     options: dict[str, Any] = {"dtype": hardware.dtype if adapter else torch.float32}
     if quantised:
         options |= _nf4(hardware)
-    auto_class: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     if classes is not None:
-        _set_classes(base, classes)
-    try:
-        model, info = auto_class.from_pretrained(
-            base.directory,
-            config=base.config,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-            **_LOCAL,
-        )
-    except _UNREADABLE as error:
-        raise _refused("unsupported_checkpoint", f"transformers cannot load it: {error}") from error
+        set_classes(base, classes)
+    model, info = load_pretrained(base, classifier=classes is not None, **options)
     missing = sorted(info["missing_keys"])
     _check_missing(missing, model, classes is not None)
     if quantised:
@@ -152,6 +141,52 @@ def load_model(
     if adapter:
         model = _with_adapter(model, adapter, "CAUSAL_LM" if classes is None else "SEQ_CLS")
     return model, missing
+
+
+def load_pretrained(base: BaseModel, *, classifier: bool, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model as transformers loads it, on the CPU, and its ``missing_keys`` and ``unexpected_keys``.
+
+    Args:
+        classifier: of sequences, rather than a causal language model.
+        options: of ``from_pretrained``, for example ``dtype``.
+
+    Raises:
+        InvalidRequest: ``unsupported_checkpoint``.
+    """
+    auto_class: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    try:
+        model, info = auto_class.from_pretrained(
+            base.directory,
+            config=base.config,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+            **_LOCAL,
+        )
+    except _UNREADABLE as error:
+        raise _refused("unsupported_checkpoint", f"transformers cannot load it: {error}") from error
+    return model, info
+
+
+def set_classes(base: BaseModel, classes: Sequence[str]) -> None:
+    """Put the classes and the padding into the configuration of ``base``.
+
+    Raises:
+        InvalidRequest: ``class_count`` or ``no_padding_token``.
+    """
+    config = base.config
+    if base.is_classifier and config.num_labels != len(classes):
+        message = f"the base tells {config.num_labels} classes apart and the data has {len(classes)}"
+        raise InvalidRequest.at(("task", "classes"), "class_count", message)
+    if base.padding is None:
+        raise _refused(
+            "no_padding_token", "its tokenizer has no padding token and no end token to fill batches with"
+        )
+    config.num_labels = len(classes)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: label for label, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
+    config.pad_token_id = base.padding
 
 
 def _nf4(hardware: Hardware) -> dict[str, Any]:
@@ -170,22 +205,6 @@ def _nf4(hardware: Hardware) -> dict[str, Any]:
         bnb_4bit_compute_dtype=hardware.dtype,
     )
     return {"quantization_config": config, "device_map": {"": hardware.device}}
-
-
-def _set_classes(base: BaseModel, classes: Sequence[str]) -> None:
-    config = base.config
-    if base.is_classifier and config.num_labels != len(classes):
-        message = f"the base tells {config.num_labels} classes apart and the data has {len(classes)}"
-        raise InvalidRequest.at(("task", "classes"), "class_count", message)
-    if base.padding is None:
-        raise _refused(
-            "no_padding_token", "its tokenizer has no padding token and no end token to fill batches with"
-        )
-    config.num_labels = len(classes)
-    config.id2label = dict(enumerate(classes))
-    config.label2id = {name: label for label, name in enumerate(classes)}
-    config.problem_type = "single_label_classification"
-    config.pad_token_id = base.padding
 
 
 def _check_missing(missing: Sequence[str], model: Any, classifier: bool) -> None:

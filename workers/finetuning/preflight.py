@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from taumerge.errors import ErrorItem, InvalidRequest
-from taumerge.schemas import FinetuneRequest, Grid
+from taumerge.schemas import Dataset, FinetuneRequest, Grid
 from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.finetuning.datasets.catalogue import CATALOGUE
 
@@ -43,7 +43,9 @@ def check_finetune(request: FinetuneRequest) -> Path:
     def refuse(loc: tuple[str | int, ...], code: str, message: str) -> None:
         errors.append(ErrorItem(loc=loc, code=code, msg=message))
 
-    inputs = [_check_base(request, refuse), _check_dataset(request, refuse)]
+    task = request.task
+    data = check_dataset(task.kind, task.dataset, ("task", "dataset"), refuse)
+    inputs = [_check_base(request, refuse), data]
     _check_options(request, refuse)
     output = _check_output(request, [path for path in inputs if path is not None], refuse)
     if errors or output is None:
@@ -105,22 +107,21 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
     return path
 
 
-def _check_dataset(request: FinetuneRequest, refuse: Refuse) -> Path | None:
-    task, dataset = request.task, request.task.dataset
-    loc = ("task", "dataset")
+def check_dataset(kind: str, dataset: Dataset, loc: tuple[str | int, ...], refuse: Refuse) -> Path | None:
+    """Whether ``dataset``, at ``loc``, suits a task of ``kind`` and is there. Returns its path."""
     if dataset.name is not None:
-        if task.kind != "clip":
-            refuse((*loc, "name"), "wrong_kind", f"named data sets hold images; task.kind is {task.kind}")
+        if kind != "clip":
+            refuse((*loc, "name"), "wrong_kind", f"named data sets hold images; the kind is {kind}")
         elif dataset.name not in CATALOGUE:
             message = f"there is no data set {dataset.name!r}; there are {', '.join(CATALOGUE)}"
             refuse((*loc, "name"), "unknown_dataset", message)
         return _existing(dataset.root or "", (*loc, "root"), refuse)
-    formats, columns = FORMATS[task.kind], COLUMNS[task.kind]
+    formats, columns = FORMATS[kind], COLUMNS[kind]
     if dataset.format not in formats:
-        message = f"{task.kind} reads {' or '.join(formats)}, not {dataset.format}"
+        message = f"{kind} reads {' or '.join(formats)}, not {dataset.format}"
         refuse((*loc, "format"), "wrong_format", message)
     for column in dataset.columns.keys() - set(columns):
-        message = f"{task.kind} has no use for it; the columns are {' and '.join(columns)}"
+        message = f"{kind} has no use for it; the columns are {' and '.join(columns)}"
         refuse((*loc, "columns", column), "unknown_column", message)
     return _existing(dataset.uri or "", (*loc, "uri"), refuse)
 

@@ -54,8 +54,8 @@ def read_labelled_texts(task: FinetuneTask, split: Split, known: Sequence[str] |
     alphabetical order, or the numbers.
 
     Raises:
-        InvalidRequest: as ``read_instructions``, and ``unknown_class``, ``label_out_of_range``, ``empty_class`` or
-            ``too_few_classes``.
+        InvalidRequest: as ``read_instructions``, and ``unknown_class``, ``label_out_of_range``; ``empty_class`` or
+            ``too_few_classes`` in a training split.
     """
     columns = _read_columns(task.dataset, split, ("text", "label"))
     texts, given = _texts(columns["text"], task.dataset, "text"), columns["label"]
@@ -90,7 +90,8 @@ def read_labelled_texts(task: FinetuneTask, split: Split, known: Sequence[str] |
             f"row {row} has the label {given[row]!r}; labels are all names or all whole numbers from 0 on"
         )
         raise InvalidRequest.at(_column(task.dataset, "label"), "malformed_row", message)
-    _check_classes(classes, labels)
+    if split == "train":
+        _check_classes(classes, labels)
     return LabelledTexts(tuple(classes), texts, labels)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from taumerge.errors import InvalidRequest
 
@@ -22,6 +24,8 @@ SPLIT_SEED = 0
 LARGEST_VALIDATION = 5000
 NAMED = 10
 """So many corrupt images are named."""
+STEPS_AHEAD = 2
+"""Steps whose images are decoded while the model computes."""
 _UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 """What Pillow raises for files that are cut off or no images."""
 
@@ -56,18 +60,53 @@ def decode(source: ImageSource) -> PIL.Image.Image:
 
 def split_validation(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
     """Training and validation part: random with seed 0; validation is a tenth, at most 5000 images."""
-    size = min(len(data) // 10, LARGEST_VALIDATION)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
-    return data.subset(order[: len(data) - size]), data.subset(order[len(data) - size :])
+    training, validation = split_indices(len(data))
+    return data.subset(training), data.subset(validation)
+
+
+def split_indices(count: int) -> tuple[list[int], list[int]]:
+    """The examples of ``split_validation`` out of ``count``."""
+    size = min(count // 10, LARGEST_VALIDATION)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    return order[: count - size], order[count - size :]
+
+
+def ahead(
+    pool: ThreadPoolExecutor, example: Callable[[int], Tensor], steps: Iterable[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+    """The examples of every step, in order, with those of the next steps under way."""
+    waiting: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
+    try:
+        for indices in steps:
+            waiting.append((indices, [pool.submit(example, index) for index in indices]))
+            if len(waiting) > STEPS_AHEAD:
+                done, futures = waiting.popleft()
+                yield done, [future.result() for future in futures]
+        while waiting:
+            done, futures = waiting.popleft()
+            yield done, [future.result() for future in futures]
+    finally:
+        for _, futures in waiting:
+            for future in futures:
+                future.cancel()
 
 
 def check_images(
     data: LabelledImages, *, skip_corrupt: bool, threads: int, loc: Sequence[str | int]
 ) -> LabelledImages:
+    """``sound_images``, with an image for each class; raises InvalidRequest with ``empty_class`` too."""
+    data = sound_images(data, skip_corrupt=skip_corrupt, threads=threads, loc=loc)
+    check_classes(data, loc)
+    return data
+
+
+def sound_images(
+    data: LabelledImages, *, skip_corrupt: bool, threads: int, loc: Sequence[str | int]
+) -> LabelledImages:
     """``data`` with every image decoded once, and without the corrupt ones where ``skip_corrupt`` is set.
 
     Raises:
-        InvalidRequest: ``corrupt_image`` at ``loc``, with the first of them by name; ``empty_class``.
+        InvalidRequest: ``corrupt_image`` at ``loc``, with the first of them by name.
     """
     with ThreadPoolExecutor(threads) as pool:
         sound = list(pool.map(_is_sound, data.images))
@@ -80,7 +119,6 @@ def check_images(
     if corrupt:
         kept = data.subset([index for index, is_sound in enumerate(sound) if is_sound])
         data = replace(kept, skipped=len(corrupt))
-    check_classes(data, loc)
     return data
 
 
