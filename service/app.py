@@ -24,6 +24,7 @@ from service.problems import documented, problem
 from service.settings import Settings
 from service.store import Store
 from taumerge.schemas import (
+    DiagnoseRequest,
     FinetuneRequest,
     Job,
     JobKind,
@@ -33,9 +34,12 @@ from taumerge.schemas import (
     MethodInfo,
     Plan,
     Problem,
+    SearchRequest,
 )
 from workers.aggregation import describe_rules
+from workers.diagnostics import check_diagnose
 from workers.finetuning import check_finetune
+from workers.search.plan import check_search
 
 __all__ = ["create_app"]
 
@@ -101,20 +105,23 @@ def _json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 # ----------------------------------------------------------------------------------------- queueing
 
 
-@router.post(
-    "/merge",
-    responses={
-        200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"},
-        202: {"model": Job, "description": "The queued job"},
-        **documented(401, 403, 409, 413, 422, 503),
-    },
-)
+_QUEUED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Job, "description": "The job that ended in time"},
+    202: {"model": Job, "description": "The queued job"},
+    **documented(401, 403, 409, 413, 422, 503),
+}
+_PLANNED = {200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"}}
+Prefer = Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+
+
+@router.post("/merge", responses=_QUEUED | _PLANNED)
 async def merge(
     merge: MergeRequest,
     service: ServiceOf,
     dry_run: bool = False,
-    prefer: Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")] = None,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a merge, or with `dry_run` say what it would do."""
     if dry_run:
@@ -128,19 +135,25 @@ async def merge(
     return await _queue(service, "merge", merge, check, prefer, idempotency_key)
 
 
-@router.post(
-    "/finetune",
-    responses={
-        200: {"model": Job, "description": "The job that ended in time"},
-        202: {"model": Job, "description": "The queued job"},
-        **documented(401, 403, 409, 413, 422, 503),
-    },
-)
+@router.post("/search", responses=_QUEUED)
+async def search(
+    search: SearchRequest, service: ServiceOf, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue a search for the best rule, its parameters and λ."""
+
+    def check() -> None:
+        policy.check_search(search, service.settings)
+        check_search(search, code_allowed=service.settings.allow_code_execution)
+
+    return await _queue(service, "search", search, check, prefer, idempotency_key)
+
+
+@router.post("/finetune", responses=_QUEUED)
 async def finetune(
     finetune: FinetuneRequest,
     service: ServiceOf,
-    prefer: Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")] = None,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a fine-tune, or a grid of them."""
 
@@ -149,6 +162,22 @@ async def finetune(
         check_finetune(finetune)
 
     return await _queue(service, "finetune", finetune, check, prefer, idempotency_key)
+
+
+@router.post("/diagnose", responses=_QUEUED)
+async def diagnose(
+    diagnose: DiagnoseRequest,
+    service: ServiceOf,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Queue a diagnosis of heterogeneity."""
+
+    def check() -> None:
+        policy.check_diagnose(diagnose, service.settings)
+        check_diagnose(diagnose, code_allowed=service.settings.allow_code_execution)
+
+    return await _queue(service, "diagnose", diagnose, check, prefer, idempotency_key)
 
 
 async def _queue(

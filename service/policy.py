@@ -7,11 +7,14 @@ from pathlib import Path
 
 from service.settings import Settings
 from taumerge.errors import ErrorItem, InvalidRequest
-from taumerge.schemas import FinetuneRequest, MergeRequest
+from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
 from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.evaluation.preflight import places
 from workers.finetuning.preflight import OPEN_CLIP
 
-__all__ = ["check_finetune", "check_merge"]
+__all__ = ["check_diagnose", "check_finetune", "check_merge", "check_search"]
+
+Places = list[tuple[tuple[str | int, ...], str]]
 
 
 def check_merge(request: MergeRequest, settings: Settings) -> None:
@@ -21,9 +24,17 @@ def check_merge(request: MergeRequest, settings: Settings) -> None:
         InvalidRequest: code ``not_allowed`` (or that of an unusable URI) at ``base``, ``models.i.uri``
             or ``output``; every refusal at once. Messages name no path that the request did not name.
     """
-    places: list[tuple[tuple[str | int, ...], str]] = [(("base",), request.base)]
-    places += [(("models", index, "uri"), model.uri) for index, model in enumerate(request.models)]
-    _check(places, request.output, settings)
+    _check(_checkpoints(request), request.output, settings)
+
+
+def check_search(request: SearchRequest, settings: Settings) -> None:
+    """Refuse a search as ``check_merge`` does; what its evaluation reads must be inside ``read_roots`` too."""
+    _check(_checkpoints(request) + _evaluation(request.evaluation), request.output, settings)
+
+
+def check_diagnose(request: DiagnoseRequest, settings: Settings) -> None:
+    """Refuse a diagnosis as ``check_search`` does."""
+    _check(_checkpoints(request) + _evaluation(request.evaluation), request.output, settings)
 
 
 def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
@@ -31,18 +42,28 @@ def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
 
     A base by name (``open_clip://…``) is no place: open_clip fetches it from where it is published.
     """
-    places: list[tuple[tuple[str | int, ...], str]] = []
+    read: Places = []
     if not request.base.startswith(OPEN_CLIP):
-        places.append((("base",), request.base))
+        read.append((("base",), request.base))
     dataset = request.task.dataset
     given = (("root", dataset.root), ("uri", dataset.uri))
-    places += [(("task", "dataset", field), uri) for field, uri in given if uri is not None]
-    _check(places, request.output, settings)
+    read += [(("task", "dataset", field), uri) for field, uri in given if uri is not None]
+    _check(read, request.output, settings)
 
 
-def _check(places: Sequence[tuple[tuple[str | int, ...], str]], output: str, settings: Settings) -> None:
-    errors = [_refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS") for loc, uri in places]
-    errors.append(_refusal(("output",), output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS"))
+def _checkpoints(request: MergeRequest | SearchRequest | DiagnoseRequest) -> Places:
+    models = [(("models", index, "uri"), model.uri) for index, model in enumerate(request.models)]
+    return [(("base",), request.base), *models]
+
+
+def _evaluation(spec: EvaluationSpec | None) -> Places:
+    return [] if spec is None else places(spec)
+
+
+def _check(read: Places, output: str | None, settings: Settings) -> None:
+    errors = [_refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS") for loc, uri in read]
+    if output is not None:
+        errors.append(_refusal(("output",), output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS"))
     if refused := [error for error in errors if error is not None]:
         raise InvalidRequest(refused)
 

@@ -25,6 +25,9 @@ class WorkerSettings(BaseSettings):
     """Ray accelerator type that shard workers are pinned to, for example ``V100``."""
     worker_memory: ByteSize = ByteSize(2**30)
     """Bytes of tensors that one shard worker keeps resident between merges; 0 keeps none."""
+    allow_code_execution: bool = False
+    """Whether requests may evaluate on tasks that run code: what models write (HumanEval), or Python beside a task's
+    YAML. Such code has the rights of the workers."""
 
     @classmethod
     def settings_customise_sources(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,10 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 STOP_SECONDS = 60
+ARCHITECTURE = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,41 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def inputs(service: RunningService) -> Path:
+    """``base``, a CLIP model of toy size, and ``data``, a folder of dark and one of light images."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    directory = service.directory / "finetuning"
+    base = directory / "base"
+    base.mkdir(parents=True)
+    (base / "open_clip_config.json").write_text(json.dumps({"model_cfg": ARCHITECTURE, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{base}", load_weights=False)
+    save_file(model.state_dict(), base / "open_clip_model.safetensors", metadata={"format": "pt"})
+    for name, shade in (("dark", 30), ("light", 220)):
+        (directory / "data" / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = np.full((32, 32, 3), shade + index, np.uint8)
+            PIL.Image.fromarray(pixels).save(directory / "data" / name / f"{index}.png")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def body(inputs: Path) -> Callable[..., dict[str, Any]]:
+    """Makes a fine-tune of the toy model; settings of its training by name."""
+
+    def make(output: str, **train: Any) -> dict[str, Any]:
+        spec = {"steps": 10, "learning_rate": 1e-3, "batch_size": 4, "warmup_steps": 2}
+        return {
+            "base": str(inputs / "base"),
+            "task": {"kind": "clip", "dataset": {"uri": str(inputs / "data"), "format": "image_folder"}},
+            "train": spec | train,
+            "output": str(inputs / output),
+        }
+
+    return make

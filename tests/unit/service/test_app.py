@@ -497,7 +497,9 @@ def test_openapi_describes_answers_and_problems(service: Service) -> None:
     document = service.http.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/merge",
+        "/search",
         "/finetune",
+        "/diagnose",
         "/jobs",
         "/jobs/{job_id}",
         "/jobs/{job_id}/events",
