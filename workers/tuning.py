@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -90,7 +91,8 @@ def run_trials(
     Raises:
         BaseException: what stopped ``watch``.
     """
-    # Tune would print tables on stdout and log every result once more, in three formats.
+    # Tune would print tables, log every result once more in three formats, and miss those logs at the end.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),

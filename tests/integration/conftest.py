@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from workers.merging import run_merge, stop_shard_actors
 from workers.settings import WorkerSettings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+PLUGINS = Path(__file__).parents[1] / "plugins"
+"""What a deployment might install beside taumerge."""
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[str]:
     """The address of the cluster that this process is connected to."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")])
     ray.init(
         num_cpus=2,
         num_gpus=4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from types import TracebackType
 from typing import Self
@@ -46,6 +47,10 @@ class FileReader:
                 raise self._changed()
             rest = rest[read:]
             offset += read
+
+    def map(self) -> mmap.mmap:
+        """All of the file for reading, without a copy of it; stays valid when the reader is closed."""
+        return mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
         if self._fd >= 0:

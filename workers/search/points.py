@@ -71,7 +71,7 @@ def line(request: SearchRequest) -> list[float]:
     return sorted(set(request.scalings))
 
 
-def draw(request: SearchRequest, candidates: Sequence[Candidate]) -> list[tuple[int, float]]:
+def draw(request: SearchRequest, candidates: Sequence[object]) -> list[tuple[int, float]]:
     """What ``random`` evaluates, in this order: as many points of the grid as the budget has evaluations, or all.
 
     Each point is the index of a candidate and a λ. The same request draws the same points.

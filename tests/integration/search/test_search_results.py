@@ -1,0 +1,143 @@
+"""What a search finds, against merges to disk that are loaded and scored one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import ray
+from perceptrons import TASKS, logged
+from standin_evaluator import StandIn
+
+from taumerge.schemas import EvaluationSpec, Progress, SearchResult
+from workers.search import run as run_module
+
+Search = Callable[..., SearchResult]
+Merge = Callable[..., Any]
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "task_arithmetic", "scale": ["sum", "mean"]},
+    {"name": "fednova"},
+    {"name": "fedgma"},
+    {"name": "median", "even": ["midpoint", "lower"]},
+    {"name": "cclip", "rho": [0.5, 4.0, 1e6]},
+]
+
+
+def plain_scores(directory: str, body: dict[str, Any], split: Any) -> dict[str, float]:
+    """The scores of a checkpoint that is loaded from the disk."""
+    spec = EvaluationSpec.model_validate(body["evaluation"])
+    for task in spec.tasks.values():
+        task.options.pop("log", None)
+    loaded = StandIn(directory, spec)
+    return {task: loaded.evaluate(task, split) for task in TASKS}
+
+
+def normalised(scores: dict[str, float], individual: dict[str, float]) -> float:
+    return fmean(scores[task] / individual[task] for task in TASKS)
+
+
+def test_an_exhaustive_search_is_a_plain_loop_of_merges_to_the_last_digit(
+    search: Search, merge: Merge, body: dict[str, Any], tmp_path: Path
+) -> None:
+    heard: list[Progress] = []
+    result = search(body | {"methods": METHODS}, heard.append, job_id="search-1")
+    evaluations = len(logged(tmp_path))
+
+    # 2 + 1 + 9 + 2 + 3 candidates, of which some are the same V
+    assert len(result.evaluations) == 17 * 5
+    by_uri = {model["task"]: model["uri"] for model in body["models"]}
+    individual = {
+        split: {task: plain_scores(by_uri[task], body, split)[task] for task in TASKS}
+        for split in ("validation", "test")
+    }
+    for split, scores in individual.items():
+        assert result.individual[split].tasks == scores
+        assert result.zero_shot[split].tasks == plain_scores(body["base"], body, split)
+    for number, one in enumerate(result.evaluations):
+        request = {
+            "base": body["base"],
+            "models": list(by_uri.values()),
+            "method": one.method,
+            "scaling": one.scaling,
+            "output": str(tmp_path / "loop" / str(number)),
+        }
+        merge(request)
+        scores = plain_scores(request["output"], body, "validation")
+        assert one.tasks == scores
+        assert one.score == normalised(scores, individual["validation"])
+        assert one.average == fmean(scores.values())
+        if one == best_of(result.evaluations):
+            winner = request
+
+    # the winner on disk is the merge that the loop made
+    best = result.best
+    assert (best.method, best.scaling) == (winner["method"], winner["scaling"])
+    written, expected = Path(body["output"]), Path(winner["output"])
+    assert (written / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    receipt = json.loads((written / "taumerge.json").read_text())
+    assert (receipt["job"], receipt["method"], receipt["request"]["scaling"]) == (
+        "search-1",
+        best.method,
+        best.scaling,
+    )
+    assert best.test is not None
+    test = plain_scores(body["output"], body, "test")
+    assert (best.test.tasks, best.test.score) == (test, normalised(test, individual["test"]))
+    for name, of_rule in result.best_by_method.items():
+        mine = [one for one in result.evaluations if one.method["name"] == name]
+        assert of_rule.model_dump(exclude={"test"}) == best_of(mine).model_dump()
+        assert of_rule.test is not None
+
+    # equal directions are evaluated once: with three models A is 1/3 or 1, so nine ρ are two masks, one of which damps
+    # nothing, as task_arithmetic; nor does a radius beyond all norms; the median of three is the same both ways
+    distinct = 2 + 1 + 1 + 1 + 2
+    tests = {(json.dumps(one.method), one.scaling) for one in result.best_by_method.values()}
+    assert len(TASKS) * (distinct * 5 + 2) + 2 * len(TASKS) <= evaluations
+    assert evaluations <= len(TASKS) * (distinct * 5 + 2 + len(tests)) + 2 * len(TASKS)
+
+    # the evidence lies beside the weights, and nothing else does
+    assert SearchResult.model_validate_json((written / "search.json").read_text()).best == best
+    assert {"search.parquet", "report.html", "score.png", "tasks.png"} <= {
+        path.name for path in written.iterdir()
+    }
+    assert [path.name for path in written.iterdir() if path.name.startswith(".")] == []
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".best")] == []
+
+    # progress
+    evaluate = [one for one in heard if one.phase == "evaluate"]
+    assert all(first.done <= second.done for first, second in pairwise(evaluate))
+    assert evaluate[-1].total == distinct * 5
+    assert evaluate[-1].metrics["evaluators"] == 3
+    assert {one.phase for one in heard} >= {"measure", "directions", "baseline", "evaluate", "test"}
+    assert result.complete
+    assert result.seconds["evaluate"] > 0
+
+    # another attempt of a job whose output is in place takes it as its result
+    again = search(body | {"methods": METHODS}, job_id="search-1")
+    assert again.evaluations == result.evaluations
+    assert len(logged(tmp_path)) == evaluations
+
+
+def best_of(evaluations: list[Any]) -> Any:
+    return max(evaluations, key=lambda one: one.score)
+
+
+def test_what_does_not_fit_the_object_store_is_searched_unit_by_unit(
+    search: Search, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = body | {"methods": ["median", {"name": "cclip", "rho": [2.0]}], "scaling": [0.3, 1.0]}
+    resident = search(small)
+    monkeypatch.setattr(run_module, "room_for_directions", lambda: 100)
+    streamed = search(small | {"output": str(tmp_path / "streamed")})
+    assert [one.tasks for one in streamed.evaluations] == [one.tasks for one in resident.evaluations]
+    assert streamed.best.test == resident.best.test
+    assert [one.sha256 for one in streamed.files] == [one.sha256 for one in resident.files]
+    assert any("object store" in warning for warning in streamed.warnings)
+    assert not any("object store" in warning for warning in resident.warnings)
+    assert ray.is_initialized()

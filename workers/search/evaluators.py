@@ -1,0 +1,213 @@
+"""The evaluators as Ray actors: each holds one model and the data of its tasks, beside the shard workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import ray
+from ray import ObjectRef
+
+from taumerge.errors import JobFailed, TaumergeError
+from taumerge.schemas import EvaluationSpec, Split
+from workers.checkpoints.checkpoint import Checkpoint
+from workers.merging.dispatch import TICK_SECONDS
+from workers.merging.pool import BESIDE_SHARD_GPUS, READY_SECONDS
+from workers.search.directions import merged_slices
+from workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from workers.merging.plan import MergePlan
+    from workers.merging.unit import MergedSlice, Slice
+
+Tick = Callable[[], None]
+"""Called a few times a second while the driver waits; what it raises ends the waiting."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What evaluating one model gave."""
+
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Score of each task; empty where merged values overflow their type."""
+    evaluating: float = 0.0
+    """Seconds of forward passes and scoring; of several evaluators the longest."""
+    moving: float = 0.0
+    """Seconds of setting the parameters; of several evaluators the longest."""
+    overflowed: frozenset[str] = frozenset()
+
+
+class EvaluatorActor:
+    """A ``MergedModel`` as an actor. The driver must stay light, so torch is imported in the actor only."""
+
+    def __init__(self) -> None:
+        self._tasks: tuple[str, ...] = ()
+        self._held: list[tuple[int, list[MergedSlice]]] = []
+        self._overflowed: set[str] = set()
+        self._moving = 0.0
+
+    def ready(self) -> bool:
+        """Answers when the actor has started."""
+        return True
+
+    def load(
+        self,
+        base: Checkpoint,
+        spec: EvaluationSpec,
+        tasks: Sequence[str],
+        threads: int,
+        names: Sequence[str],
+        slices: Sequence[Sequence[Slice]],
+        code_allowed: bool,
+    ) -> None:
+        """Build the model and read the data of ``tasks``.
+
+        Args:
+            threads: of a CPU.
+            names: the tensors of the merge plan, by which ``slices`` name theirs.
+            slices: the merged slices of each unit.
+            code_allowed: whether tasks may run code.
+        """
+        from workers.search.model import build_model
+
+        tensors = {names[part.tensor] for parts in slices for part in parts}
+        self._model = build_model(base, spec, tasks, threads, names, tensors, code_allowed=code_allowed)
+        self._slices, self._tasks = slices, tuple(tasks)
+
+    def hold(self, values: Sequence[ObjectRef[list[MergedSlice]]]) -> None:
+        """Keep V, given unit by unit, for ``move``; nothing of it is copied."""
+        self._held = list(enumerate(ray.get(list(values))))
+
+    def move(self, scaling: float) -> None:
+        """Set the model to θ₀ + λ·V, with the V that is held."""
+        for unit, merged in self._held:
+            self.move_unit(unit, merged, scaling)
+
+    def move_unit(self, unit: int, merged: list[MergedSlice], scaling: float) -> None:
+        """Set the slices of one unit to θ₀ + λ·V; V comes through the object store."""
+        begun = time.perf_counter()
+        self._overflowed |= self._model.move(self._slices[unit], merged, scaling)
+        self._moving += time.perf_counter() - begun
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """Set the model to what a checkpoint holds."""
+        self._model.load(checkpoint)
+
+    def score(self, split: Split, tasks: Sequence[str] | None = None) -> Outcome:
+        """Score the model as it was set since the last call; by default on all tasks of this evaluator."""
+        overflowed, moving = frozenset(self._overflowed), self._moving
+        self._overflowed, self._moving = set(), 0.0
+        if overflowed:
+            return Outcome(moving=moving, overflowed=overflowed)
+        scores, seconds = self._model.score(self._tasks if tasks is None else tasks, split)
+        return Outcome(scores, seconds, moving)
+
+
+class Evaluators:
+    """The evaluator actors of one search. As a context they are killed at its end."""
+
+    def __init__(self, spec: EvaluationSpec, settings: WorkerSettings) -> None:
+        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
+        tasks = list(spec.tasks)
+        count = min(spec.evaluators or gpus or cpus, len(tasks))
+        self.tasks = tuple(tuple(tasks[index::count]) for index in range(count))
+        """The tasks of each evaluator."""
+        self._spec = spec
+        self._code_allowed = settings.allow_code_execution
+        self._threads = max(1, cpus // count)
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
+        if settings.accelerator_type:
+            options["accelerator_type"] = settings.accelerator_type
+        if settings.accelerator_type or gpus:
+            options["num_gpus"] = BESIDE_SHARD_GPUS
+        actor_class = ray.remote(EvaluatorActor).options(**options)
+        self.actors: list[Any] = [
+            actor_class.remote() for _ in range(count)
+        ]  # Ray's own types lose the class here
+        self._loading: list[ObjectRef[None]] = []
+
+    def load(self, plan: MergePlan) -> None:
+        """Let every evaluator build the model of the base and read its data; ``wait`` waits for them."""
+        slices = ray.put(merged_slices(plan))
+        self._loading = [
+            actor.load.remote(
+                plan.base, self._spec, tasks, self._threads, plan.names, slices, self._code_allowed
+            )
+            for actor, tasks in zip(self.actors, self.tasks, strict=True)
+        ]
+
+    def wait(self, tick: Tick) -> None:
+        """Wait until every evaluator is loaded.
+
+        Raises:
+            InvalidRequest, JobFailed: what only the data or the model shows; ``capacity_unavailable``.
+        """
+        started: list[ObjectRef[Any]] = [actor.ready.remote() for actor in self.actors]
+        begun = time.monotonic()
+        while len(ray.wait(started, num_returns=len(started), timeout=TICK_SECONDS)[0]) < len(started):
+            tick()
+            if time.monotonic() - begun > READY_SECONDS:
+                raise JobFailed(
+                    "capacity_unavailable",
+                    f"the {len(started)} evaluators could not be started within {READY_SECONDS:.0f} s: other jobs hold "
+                    "the GPUs; lower evaluation.evaluators, or try later",
+                )
+        gather(self._loading, tick)
+
+    def scored(self, split: Split, moved: Sequence[ObjectRef[None]], tick: Tick) -> Outcome:
+        """The outcome of the model that all evaluators were set to; ``moved`` are their answers to that."""
+        scores_of = [actor.score.remote(split) for actor in self.actors]
+        outcomes = gather([*moved, *scores_of], tick)[len(moved) :]
+        scores = {task: score for outcome in outcomes for task, score in outcome.tasks.items()}
+        return Outcome(
+            {task: scores[task] for task in self._spec.tasks if task in scores},
+            max(outcome.evaluating for outcome in outcomes),
+            max(outcome.moving for outcome in outcomes),
+            frozenset[str]().union(*(outcome.overflowed for outcome in outcomes)),
+        )
+
+    def of_task(self, task: str) -> Any:
+        """The evaluator that has the data of ``task``."""
+        return next(actor for actor, tasks in zip(self.actors, self.tasks, strict=True) if task in tasks)
+
+    def kill(self) -> None:
+        """End the evaluators, whatever they are doing."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def gather(references: Sequence[ObjectRef[Any]], tick: Tick) -> list[Any]:
+    """The answers of evaluators, in order; ``tick`` is called while they work.
+
+    Raises:
+        TaumergeError: what an evaluator raised, or ``worker_lost``.
+    """
+    left = list(references)
+    try:
+        while left:
+            tick()
+            done, left = ray.wait(left, num_returns=len(left), timeout=TICK_SECONDS)
+            ray.get(done)
+        return ray.get(list(references))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TaumergeError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise JobFailed(
+            "worker_lost",
+            "an evaluator died; look for a lack of memory on its node, and lower evaluation.batch_size or "
+            "evaluation.evaluators. What was evaluated is kept: the same request goes on from there",
+        ) from error

@@ -1,0 +1,180 @@
+"""A model under evaluation, whose parameters are set in place to θ₀ + λ·V. Needs torch, not Ray."""
+
+from __future__ import annotations
+
+import mmap
+import time
+import warnings
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from taumerge.errors import InvalidRequest, JobFailed
+from taumerge.schemas import EvaluationSpec, Split
+from workers.aggregation.kernel import BLOCK, add_scaled
+from workers.checkpoints.checkpoint import Checkpoint, FileRecord, StoredTensor
+from workers.checkpoints.reading import FileReader
+from workers.hardware import choose_hardware
+from workers.merging.shard import TORCH_DTYPES
+from workers.merging.unit import MergedSlice, Slice, Source
+
+if TYPE_CHECKING:
+    from workers.evaluation.evaluator import Evaluator
+
+NAMED = 10
+CHUNK = BLOCK
+"""Elements of θ₀, V and θ that a CPU works on at a time, so that λ·V is still in its cache when it is corrected."""
+
+
+class MergedModel:
+    """An evaluator's model, moved from one merge to the next.
+
+    θ is rounded as a merge to disk rounds it, and then to the type in which the model computes: what is scored is
+    what one would load from the merged checkpoint. θ₀ is mapped from its files, not copied.
+
+    Args:
+        names: the tensors of the merge plan; a slice names its tensor by the place in it.
+        merged: those that a merge changes.
+
+    Raises:
+        InvalidRequest: ``architecture_mismatch``: the model lacks tensors that a merge changes.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, base: Checkpoint, names: Sequence[str], merged: Collection[str]
+    ) -> None:
+        self._evaluator = evaluator
+        self._base = base
+        self._names = names
+        self._files: dict[FileRecord, mmap.mmap] = {}
+        self._moved: set[tuple[int, int]] = set()
+        """Slices, by tensor and start, that differ from θ₀."""
+        self._foreign = False
+        """Whether a whole checkpoint was loaded, so that any tensor may differ."""
+        self._flat = {name: _flat(name, tensor) for name, tensor in evaluator.parameters.items()}
+        if absent := sorted(set(merged) - self._flat.keys()):
+            raise InvalidRequest.at(
+                ("base",),
+                "architecture_mismatch",
+                f"the model that evaluation.kind builds has no place for {', '.join(absent[:NAMED])} "
+                f"({len(absent)} tensors in all); choose the kind that fits the base",
+            )
+
+    @torch.no_grad()
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take the tensors of ``checkpoint`` as they are stored, and from the base what it lacks."""
+        for name, flat in self._flat.items():
+            holder, stored = self._base, self._base.find(name)
+            found = checkpoint.find(name)
+            if stored is None or (found and found.info.shape == stored.info.shape):
+                holder, stored = checkpoint, found
+            if stored is not None and stored.info.elements:
+                flat.copy_(self._stored(holder, stored))
+        self._moved.clear()
+        self._foreign = checkpoint is not self._base
+
+    @torch.no_grad()
+    def move(self, slices: Sequence[Slice], merged: Sequence[MergedSlice], scaling: float) -> set[str]:
+        """Set ``slices`` to θ₀ + λ·V. Returns the tensors with values outside the range of their stored type."""
+        if self._foreign:
+            self.load(self._base)
+        overflowed = set()
+        for part, one in zip(slices, merged, strict=True):
+            place = (part.tensor, part.start)
+            flat = self._flat[self._names[part.tensor]][part.start : part.start + part.elements]
+            if one.values is None:
+                if place in self._moved:
+                    flat.copy_(self._mapped(part.base, part.elements))
+                    self._moved.discard(place)
+                continue
+            self._moved.add(place)
+            if not self._move_slice(part, one, scaling, flat):
+                overflowed.add(self._names[part.tensor])
+        return overflowed
+
+    def score(self, tasks: Sequence[str], split: Split) -> tuple[dict[str, float], float]:
+        """The score of each task, and the seconds that it took."""
+        begun = time.perf_counter()
+        scores = {task: self._evaluator.evaluate(task, split) for task in tasks}
+        return scores, time.perf_counter() - begun
+
+    def _move_slice(self, part: Slice, one: MergedSlice, scaling: float, flat: Tensor) -> bool:
+        base, merged = self._mapped(part.base, part.elements), _tensor(one)
+        stored = TORCH_DTYPES[part.dtype]
+        chunk = CHUNK if flat.device.type == "cpu" else part.elements
+        fits = True
+        for start in range(0, part.elements, chunk):
+            values = flat[start : start + chunk]
+            out = values if values.dtype == stored else torch.empty_like(values, dtype=stored)
+            fits &= add_scaled(
+                base[start : start + chunk].to(flat.device),
+                merged[start : start + chunk].to(flat.device),
+                scaling,
+                one.square,
+                out,
+                narrowed=part.dtype != part.base.dtype,
+            )
+            if out is not values:
+                values.copy_(out)
+        return fits
+
+    def _stored(self, checkpoint: Checkpoint, stored: StoredTensor) -> Tensor:
+        source = Source(checkpoint.files[stored.file], stored.info.offset, stored.info.dtype)
+        return self._mapped(source, stored.info.elements)
+
+    def _mapped(self, source: Source, elements: int) -> Tensor:
+        """Elements of a file, flat; not to be written to."""
+        if source.file not in self._files:
+            with FileReader(source.file) as reader:
+                self._files[source.file] = reader.map()
+        with warnings.catch_warnings(action="ignore"):  # that it is not writable
+            return torch.frombuffer(
+                self._files[source.file],
+                dtype=TORCH_DTYPES[source.dtype],
+                count=elements,
+                offset=source.offset,
+            )
+
+
+def build_model(
+    base: Checkpoint,
+    spec: EvaluationSpec,
+    tasks: Sequence[str],
+    threads: int,
+    names: Sequence[str],
+    merged: Collection[str],
+    *,
+    code_allowed: bool,
+) -> MergedModel:
+    """The model of ``spec`` with the parameters of ``base``, and the data of ``tasks``.
+
+    Args:
+        threads: of a CPU; a GPU is fed by as many as torch likes.
+        code_allowed: whether tasks may run code.
+
+    Raises:
+        InvalidRequest, JobFailed: what only the data or the model shows.
+    """
+    from workers.evaluation.evaluator import build_evaluator
+
+    hardware = choose_hardware("auto")
+    if hardware.device.type == "cpu":
+        torch.set_num_threads(threads)
+    evaluator = build_evaluator(base.uri, spec, tasks, hardware, code_allowed=code_allowed)
+    return MergedModel(evaluator, base, names, merged)
+
+
+def _flat(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_contiguous():
+        raise JobFailed(
+            "architecture_mismatch",
+            f"tensor {name} of the evaluator's model is not contiguous, so it cannot be set in place",
+        )
+    return tensor.detach().view(-1)
+
+
+def _tensor(one: MergedSlice) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # that it is not writable
+        return torch.from_numpy(one.values)

@@ -1,0 +1,247 @@
+"""Ray Tune over the directions of a search: a trial for each, which reports every λ that it evaluates.
+
+One process runs the trials after another and drives the evaluators, which are the parallelism. What is known from an
+earlier attempt is answered from the journal: an interrupted search repeats its decisions and evaluates nothing twice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from taumerge.errors import JobFailed, TaumergeError
+from taumerge.schemas import JobError, Progress, Split
+from workers.merging.dispatch import Report
+from workers.search.bench import Bench
+from workers.search.course import Course
+from workers.search.directions import Direction
+from workers.search.journal import Journal, Key, Record
+from workers.tuning import Watch, run_trials
+
+RECORD, FAILURE, STOPPED, SCORE = "record", "failure", "stopped", "score"
+SUGGESTIONS = 10
+"""Optuna may suggest a point again, which costs no evaluation: it is asked so many times the budget, at most."""
+
+
+class SweepTrial(tune.Trainable):
+    """Evaluates along one direction after another; each step is one evaluation, or the end of the line."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], course: Course, bench: Bench, known: dict[Key, Record]
+    ) -> None:
+        self._course, self._bench, self._known = course, bench, known
+        digests = {direction.digest for direction in course.directions}
+        self._spent = sum(model in digests and split == course.split for model, _, split in known)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._direction = self._course.directions[new_config["direction"]]
+        self._line = self._course.line(new_config["direction"], new_config.get("place"))
+        self._latest: float | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            return {SCORE: 0.0} | self._step()
+        except TaumergeError as error:
+            details = getattr(error, "details", {})
+            failure = JobError(code=error.code, message=str(error), details=details)
+            return {SCORE: 0.0, FAILURE: failure.model_dump(), "done": True}
+
+    def _step(self) -> dict[str, Any]:
+        course = self._course
+        while (scaling := self._line.next()) is not None:
+            record = self._known.get((self._direction.digest, scaling, course.split))
+            if record is not None:
+                self._tell(record)
+                continue
+            if course.most is not None and self._spent >= course.most:
+                return {STOPPED: "evaluations", "done": True}
+            if course.deadline is not None and time.time() >= course.deadline:
+                return {STOPPED: "minutes", "done": True}
+            record = evaluate(self._bench, self._direction, scaling, course.split)
+            self._known[record.key] = record
+            self._spent += 1
+            self._tell(record)
+            return {SCORE: self._latest or 0.0, RECORD: asdict(record)}
+        return {SCORE: self._latest or 0.0, "done": True}
+
+    def _tell(self, record: Record) -> None:
+        self._latest = self._course.score(record.tasks)
+        self._line.tell(record.scaling, self._latest)
+
+
+def evaluate(bench: Bench, direction: Direction, scaling: float, split: Split, **waiting: Any) -> Record:
+    """One merged model on one split; ``waiting`` is passed on to ``Bench.score``."""
+    outcome, seconds = bench.score(direction, scaling, split, **waiting)
+    return Record(
+        direction.digest,
+        scaling,
+        split,
+        outcome.tasks,
+        round(seconds, 6),
+        round(outcome.evaluating, 6),
+        sorted(outcome.overflowed),
+    )
+
+
+class _SearchWatch(Watch):
+    """Keeps every evaluation in the journal, and knows the best so far."""
+
+    def __init__(
+        self,
+        course: Course,
+        journal: Journal,
+        clock: Callable[[], float],
+        rules: Mapping[str, Sequence[str]],
+        report: Report,
+        bench: Bench,
+    ) -> None:
+        super().__init__(report)
+        self._course, self._journal, self._clock, self._rules = course, journal, clock, rules
+        self._bench = bench
+        self._best: dict[str, float] = {}
+        self._counts = {direction.digest: 0 for direction in course.directions}
+        self._ended: set[int] = set()
+        self._new = 0
+        self._first: float | None = None
+        self.stopped: str | None = None
+        """The part of the budget that ended the search."""
+        self.completed = 0
+        """Trials that ended."""
+        for record in journal.records.values():
+            self._count(record)
+
+    @property
+    def over(self) -> bool:
+        return super().over or self.stopped is not None
+
+    def stop(self, error: BaseException) -> None:
+        super().stop(error)
+        self._bench.evaluators.kill()  # else Tune would wait for the evaluation that is under way
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        try:
+            if FAILURE in result:
+                raise JobFailed(**result[FAILURE])
+            if RECORD in result:
+                record = replace(Record(**result[RECORD]), elapsed=round(self._clock(), 3))
+                self._journal.append(record)
+                self._count(record)
+                self._new += 1
+            self.stopped = self.stopped or result.get(STOPPED)
+        except TaumergeError as error:
+            self.stop(error)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.completed += 1
+        self._ended.add(trial.config["direction"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cause = trial.get_pickled_error()
+        lost = JobFailed(
+            "worker_lost",
+            "the process that drives the evaluators ended unexpectedly; the same request goes on from there",
+        )
+        lost.__cause__ = cause
+        self.stop(lost)
+
+    def progress(self) -> Progress:
+        if self._first is None:
+            self._first = time.monotonic()
+        done, total = sum(self._counts.values()), self._total()
+        left = total - done
+        pace = (time.monotonic() - self._first) / self._new if self._new else None
+        return Progress(
+            phase="evaluate",
+            done=done,
+            total=total,
+            unit="evaluations",
+            eta_seconds=None if pace is None else round(pace * left, 1),
+            metrics=self._best | {"evaluators": float(len(self._bench.evaluators.actors))},
+        )
+
+    def _total(self) -> int:
+        """Evaluations at most, as far as it can be told by now."""
+        course = self._course
+        if course.suggestions is not None:
+            return course.suggestions
+        counts = [self._counts[direction.digest] for direction in course.directions]
+        total = sum(
+            counts[index] if index in self._ended else course.most_along(index) for index in course.lines
+        )
+        return total if course.most is None else min(total, course.most)
+
+    def _count(self, record: Record) -> None:
+        names = self._rules.get(record.model)
+        if names is None or record.split != self._course.split:
+            return
+        self._counts[record.model] += 1
+        score = self._course.score(record.tasks)
+        if score is not None:
+            for key in ("best", *(f"best:{name}" for name in names)):
+                self._best[key] = max(score, self._best.get(key, score))
+
+
+def tune_lines(
+    course: Course,
+    bench: Bench,
+    journal: Journal,
+    clock: Callable[[], float],
+    rules: Mapping[str, Sequence[str]],
+    report: Report,
+    output: Path,
+) -> str | None:
+    """Evaluate what ``course`` says and is not in the journal yet.
+
+    Args:
+        clock: seconds that the search has taken.
+        rules: the names of the rules that share a direction, by its digest.
+
+    Returns what of the budget ended the search early: ``evaluations``, ``minutes``, or null.
+
+    Raises:
+        BaseException: what ``report`` raises; JobFailed: what an evaluation raises.
+    """
+    watch = _SearchWatch(course, journal, clock, rules, report, bench)
+    space: dict[str, Any] = {"direction": tune.grid_search(list(course.lines))}
+    search, samples, trials = None, 1, len(course.lines)
+    if course.suggestions is not None:
+        search, samples = _optuna(course.seed), course.suggestions * SUGGESTIONS
+        trials = samples
+        places = max(len(scalings) for scalings in course.lines.values())
+        space = {"direction": tune.choice(list(course.lines)), "place": tune.randint(0, places)}
+    run_trials(
+        tune.with_parameters(SweepTrial, course=course, bench=bench, known=dict(journal.records)),
+        {"memory": 1},  # nothing that others wait for: the evaluators do the work
+        space,
+        watch,
+        output.with_name(f".{output.name}.tune-{os.getpid()}"),
+        config=tune.TuneConfig(
+            metric=SCORE,
+            mode="max",
+            search_alg=search,
+            num_samples=samples,
+            max_concurrent_trials=1,
+            reuse_actors=True,
+        ),
+    )
+    if watch.stopped is None and watch.completed < trials:  # Tune answers Ctrl-C by ending early
+        raise KeyboardInterrupt
+    return watch.stopped
+
+
+def _optuna(seed: int) -> Any:
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(seed=seed)
