@@ -35,7 +35,7 @@ lint: setup
 
 # Writes requirements.lock anew: names and versions only.
 lock:
-	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --extra demo \
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --extra demo --extra eval \
 		--extra postgres --group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
 
 clean:
