@@ -32,13 +32,6 @@ class Candidate:
         return {"name": self.rule.name, **self.rule.model_dump(mode="json")}
 
 
-def needs_norms(request: SearchRequest) -> bool:
-    """Whether a radius of ``cclip`` is left out, so that ``expand`` needs the norms ‖τ_t‖."""
-    return request.methods == "paper" or any(
-        method.name == "cclip" and "rho" not in method.parameters for method in request.methods
-    )
-
-
 def expand(request: SearchRequest, norms: Sequence[float] | None) -> list[Candidate]:
     """The candidates of ``request``, each once: in the order of the rules, the last parameter varying fastest.
 

@@ -8,7 +8,7 @@ import pytest
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import SearchRequest
-from workers.search.points import Candidate, draw, expand, line, needs_norms
+from workers.search.points import Candidate, draw, expand, line
 
 
 def a_request(**fields: Any) -> SearchRequest:
@@ -106,19 +106,6 @@ def test_the_errors_of_all_methods_come_at_once() -> None:
     with pytest.raises(InvalidRequest) as caught:
         methods("slerp", "median", {"name": "cclip", "rho": -1})
     assert [item.loc for item in caught.value.errors] == [("methods", 0, "name"), ("methods", 2, "rho")]
-
-
-@pytest.mark.parametrize(
-    ("given", "needed"),
-    [
-        ("paper", True),
-        (["median", "cclip"], True),
-        ([{"name": "cclip", "iterations": 3}], True),
-        ([{"name": "cclip", "rho": 1.0}, "fedgma"], False),
-    ],
-)
-def test_norms_are_needed_only_where_they_give_the_radii(given: Any, needed: bool) -> None:
-    assert needs_norms(a_request(methods=given)) is needed
 
 
 def test_the_line_is_ascending() -> None:
