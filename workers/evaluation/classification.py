@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import EvaluationSpec, EvaluationTask, FinetuneTask, Split
 from workers.checkpoints.checkpoint import open_checkpoint
-from workers.evaluation.gradients import gradients
 from workers.evaluation.parameters import checkpoint_parameters
 from workers.evaluation.splits import has_part
 from workers.finetuning.datasets.images import split_indices
@@ -52,9 +51,8 @@ class ClassificationEvaluator:
 
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
         """Cross-entropy of the labels."""
-        with gradients(self.parameters):
-            for logits, targets in self._predictions(task, split):
-                yield F.cross_entropy(logits, targets), len(targets)
+        for logits, targets in self._predictions(task, split):
+            yield F.cross_entropy(logits, targets), len(targets)
 
     def _predictions(self, task: str, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits, float32 [n, classes], and labels of each batch."""

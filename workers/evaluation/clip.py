@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import Dataset, EvaluationSpec, EvaluationTask, Split
 from workers.checkpoints.checkpoint import open_checkpoint
-from workers.evaluation.gradients import gradients
 from workers.evaluation.images import KEPT_BYTES, Images, Preprocessing, kept_bytes
 from workers.evaluation.parameters import checkpoint_parameters
 from workers.evaluation.splits import has_part
@@ -55,10 +54,9 @@ class ClipEvaluator:
 
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
         """Cross-entropy of the labels; the text tower has no part in it."""
-        with gradients(self.parameters):
-            for pixels, labels in self._images[task, split].batches(self._batch_size):
-                logits = self._logits(task, pixels)
-                yield F.cross_entropy(logits, labels.to(logits.device)), len(labels)
+        for pixels, labels in self._images[task, split].batches(self._batch_size):
+            logits = self._logits(task, pixels)
+            yield F.cross_entropy(logits, labels.to(logits.device)), len(labels)
 
     def _logits(self, task: str, pixels: Tensor) -> Tensor:
         with self._hardware.autocast():

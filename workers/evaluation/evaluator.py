@@ -35,9 +35,9 @@ class Evaluator(Protocol):
         ...
 
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
-        """The mean loss of each batch, a scalar to differentiate by ``parameters``, and its number of terms.
+        """The mean loss of each batch, a scalar, and its number of terms.
 
-        The parameters ask for gradients while the iterator is open; those that the loss does not depend on get none.
+        It can be differentiated by those of ``parameters`` that ask for gradients: none do, until somebody sets it.
 
         Raises:
             JobFailed: ``no_gradients``: these scores have no gradient.

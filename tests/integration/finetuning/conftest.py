@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
-import torch
-from safetensors.torch import save_file
+from clip_files import write_tiny_clip
 
 from taumerge.schemas import FinetuneRequest
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +23,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint directory in open_clip's layout, with random weights."""
-    directory = tmp_path_factory.mktemp("base") / "tiny"
-    directory.mkdir()
-    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
-    (directory / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
-    save_file(model.state_dict(), directory / "open_clip_model.safetensors", metadata={"format": "pt"})
-    return directory
+    return write_tiny_clip(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture
