@@ -4,7 +4,7 @@ PORT ?= 8000
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test serve bench lint lock clean
+.PHONY: setup demo miniature-base test serve bench lint lock clean
 
 setup: .venv/ready
 
@@ -16,7 +16,11 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/python -m examples.digits
+	$(BIN)/python -m examples.miniature $(if $(SEEDS),--seeds $(SEEDS))
+
+# Trains the demo's base anew.
+miniature-base: setup
+	$(BIN)/python -m examples.miniature.pretrain examples/miniature/base
 
 test: setup
 	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e

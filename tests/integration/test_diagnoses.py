@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import save
+from perceptrons import TASKS, search_body
 from safetensors.numpy import load_file
+from standin_evaluator import EXAMPLES, StandIn
 
 from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
-from taumerge.schemas import DiagnoseRequest, DiagnoseResult, Progress
+from taumerge.schemas import DiagnoseRequest, DiagnoseResult, EvaluationSpec, Progress
 from workers.diagnostics import run_diagnose
 from workers.merging import stop_shard_actors
 from workers.settings import WorkerSettings
@@ -65,16 +67,6 @@ def test_a_diagnosis_of_the_golden_models(diagnose: Diagnose, body: dict[str, An
     assert (result.output, result.files, result.warnings) == (None, [], [])
 
 
-def test_one_two_and_four_workers_find_the_same(diagnose: Diagnose, body: dict[str, Any]) -> None:
-    outcomes = [diagnose(body)]
-    stop_shard_actors()  # they hold two of the four GPUs
-    for count in (1, 4):
-        settings = WorkerSettings(workers=count, accelerator_type="V100", worker_memory=0)
-        outcomes.append(diagnose(body, settings=settings))
-    shown = [one.model_dump_json(exclude={"seconds"}) for one in outcomes]
-    assert len(set(shown)) == 1
-
-
 def test_the_output_holds_numbers_pictures_and_a_report(
     diagnose: Diagnose, body: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -121,3 +113,54 @@ def test_what_is_not_finite_fails_and_is_named(diagnose: Diagnose, tmp_path: Pat
         {"model": model, "loc": ["models", 0, "uri"], "tensor": "b", "count": 1}
     ]
     assert "drop_model" not in caught.value.message
+
+
+def test_gradients_are_those_of_the_average_on_disk(
+    diagnose: Diagnose, merge: Callable[..., Any], tmp_path: Path
+) -> None:
+    search = search_body(tmp_path)
+    uris = [model["uri"] for model in search["models"]]
+    phases: list[tuple[str, int]] = []
+    result = diagnose(
+        {"base": search["base"], "models": uris, "evaluation": search["evaluation"]},
+        lambda progress: phases.append((progress.phase, progress.done)),
+    )
+    average = {"name": "task_arithmetic", "scale": "mean"}
+    merge({"base": search["base"], "models": uris, "method": average, "output": str(tmp_path / "average")})
+
+    spec = EvaluationSpec.model_validate(search["evaluation"])
+    loaded = StandIn(str(tmp_path / "average"), spec)
+    moved = [
+        tensor.requires_grad_() for name, tensor in sorted(loaded.parameters.items()) if name != "frozen"
+    ]
+    gradients = []
+    for task in TASKS:
+        losses = [loss * count / EXAMPLES for loss, count in loaded.losses(task, "validation")]
+        parts = torch.autograd.grad(torch.stack(losses).sum(), moved)
+        gradients.append(torch.cat([part.flatten().double() for part in parts]))
+    norms = [float(gradient.norm()) for gradient in gradients]
+    assert result.gradients is not None
+    assert result.gradients.norms == pytest.approx(norms, rel=1e-5)
+    assert result.gradients.zeta_square == pytest.approx(sum(norm**2 for norm in norms) / 3, rel=1e-5)
+    together = float(torch.stack(gradients).sum(0).square().sum())
+    assert result.gradients.diversity == pytest.approx(sum(norm**2 for norm in norms) / together, rel=1e-4)
+    assert {("gradients", done) for done in range(3)} < set(phases)
+    assert result.seconds.keys() == {"plan", "survey", "gradients"}
+
+
+def test_models_that_are_the_base_have_no_gradients_to_take(diagnose: Diagnose, tmp_path: Path) -> None:
+    search = search_body(tmp_path)
+    evaluation = search["evaluation"] | {"tasks": {"shapes": search["evaluation"]["tasks"]["shapes"]}}
+    result = diagnose({"base": search["base"], "models": [search["base"]], "evaluation": evaluation})
+    assert result.gradients is None
+    assert result.verdict[0].startswith("every model is equal to the base")
+
+
+def test_one_two_and_four_workers_find_the_same(diagnose: Diagnose, body: dict[str, Any]) -> None:
+    outcomes = [diagnose(body)]
+    stop_shard_actors()  # they hold two of the four GPUs
+    for count in (1, 4):
+        settings = WorkerSettings(workers=count, accelerator_type="V100", worker_memory=0)
+        outcomes.append(diagnose(body, settings=settings))
+    shown = [one.model_dump_json(exclude={"seconds"}) for one in outcomes]
+    assert len(set(shown)) == 1

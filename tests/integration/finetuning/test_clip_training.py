@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,22 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboardX.proto.event_pb2 import Event
 from torch.nn import functional as F  # noqa: N812
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import FinetuneRequest, Progress, Training
 from workers.checkpoints.checkpoint import open_checkpoint, read_training
+from workers.finetuning import curves
 from workers.finetuning.clip import random_crop
 from workers.finetuning.heads import zero_shot_head
 from workers.finetuning.towers import load_clip
-from workers.finetuning.worker import finetune
+from workers.finetuning.worker import finetune as finetune_with
 
 RequestFor = Callable[..., FinetuneRequest]
+finetune = partial(
+    finetune_with, threads=1
+)  # several wait for one another at every operation, on a busy machine
 
 
 def ignore(progress: Progress) -> None:
@@ -89,14 +97,49 @@ def test_the_record_says_what_the_rules_and_people_need(request_for: RequestFor,
     assert read_training(open_checkpoint(str(tmp_path))) == Training(steps=12, lr_sum=result.lr_sum)
 
 
+def events_in(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of every number in the one file of TensorBoard events, by name."""
+    [file] = directory.iterdir()
+    content, found = memoryview(file.read_bytes()), defaultdict(list)
+    while content:  # a record is its length, a checksum, the event, a checksum
+        [length] = struct.unpack("<Q", content[:8])
+        event = Event.FromString(bytes(content[12 : 12 + length]))
+        for value in event.summary.value:
+            found[value.tag].append((event.step, value.simple_value))
+        content = content[16 + length :]
+    return dict(found)
+
+
 def test_events_hold_every_step(request_for: RequestFor, tmp_path: Path) -> None:
     finetune(request_for(), tmp_path, ignore)
-    [events] = (tmp_path / "tensorboard").iterdir()
-    content = events.read_bytes()
-    assert content.count(b"train/loss") == content.count(b"train/learning_rate") == 12
-    assert content.count(b"validation/accuracy") == 2
+    events = events_in(tmp_path / "tensorboard")
+    record = json.loads((tmp_path / "training.json").read_text())
+    steps = list(range(1, 13))
+    assert {name: [step for step, _ in found] for name, found in events.items()} == {
+        "train/loss": steps,
+        "train/learning_rate": steps,
+        "validation/accuracy": [6, 12],
+        "validation/loss": [6, 12],
+    }
+    rates = [value for _, value in events["train/learning_rate"]]
+    assert sum(rates) == pytest.approx(record["lr_sum"], rel=1e-6)
+    assert events["validation/accuracy"][-1][1] == pytest.approx(record["validation_accuracy"][-1])
     with PIL.Image.open(tmp_path / "training.png") as plot:
         assert plot.size == (960, 540)
+
+
+def test_events_can_be_watched_while_it_trains(
+    request_for: RequestFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "FLUSH_SECONDS", 0.0)
+    seen: list[int] = []
+
+    def look(progress: Progress) -> None:
+        if progress.phase == "train":
+            seen.append(len(events_in(tmp_path / "tensorboard")["train/loss"]))
+
+    finetune(request_for(), tmp_path, look)
+    assert seen == list(range(1, 13))
 
 
 def test_a_killed_fine_tune_ends_with_the_same_bits(request_for: RequestFor, tmp_path: Path) -> None:
@@ -111,12 +154,14 @@ def test_a_killed_fine_tune_ends_with_the_same_bits(request_for: RequestFor, tmp
 
     with pytest.raises(KeyboardInterrupt):
         finetune(request_for(), killed, kill)
-    assert [path.name for path in killed.iterdir()] == [".checkpoint.pt"]
+    assert {path.name for path in killed.iterdir()} == {".checkpoint.pt", "tensorboard"}
+    assert [step for step, _ in events_in(killed / "tensorboard")["train/loss"]] == list(range(1, 9))
     reports: list[Progress] = []
     finetune(request_for(), killed, reports.append)
     assert next(report.done for report in reports if report.phase == "train") == 6
     name = "open_clip_model.safetensors"
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert events_in(killed / "tensorboard") == events_in(whole / "tensorboard")  # no step twice, none lost
 
 
 def test_another_seed_gives_another_model(request_for: RequestFor, tmp_path: Path) -> None:

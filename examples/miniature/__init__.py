@@ -1,0 +1,1 @@
+"""The demo: the paper's experiment in miniature, on a toy CLIP and pictures that it draws itself."""
