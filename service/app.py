@@ -39,7 +39,7 @@ from taumerge.schemas import (
 from workers.aggregation import describe_rules
 from workers.diagnostics import check_diagnose
 from workers.finetuning import check_finetune
-from workers.search.plan import check_search
+from workers.search import check_search
 
 __all__ = ["create_app"]
 

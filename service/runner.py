@@ -28,11 +28,13 @@ from taumerge.schemas import (
     JobResult,
     MergeRequest,
     Progress,
+    SearchRequest,
 )
 from workers.diagnostics import run_diagnose
 from workers.finetuning import run_finetune
 from workers.merging import Superseded, run_merge
 from workers.merging.pool import shard_actors
+from workers.search import run_search
 from workers.settings import WorkerSettings
 
 __all__ = ["NAME", "NAMESPACE", "JobFunction", "find_runner", "start_runner", "stop_runner"]
@@ -59,6 +61,12 @@ def merge(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], N
     return run_merge(request, settings, report, job_id=claim.job_id, detached=True)
 
 
+def search(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
+    """Run a search on the shard workers of the cluster, and evaluators of its own."""
+    request = SearchRequest.model_validate(claim.request)
+    return run_search(request, settings, report, job_id=claim.job_id, detached=True)
+
+
 def finetune(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
     """Run a fine-tune, or a grid of them, on actors of its own."""
     request = FinetuneRequest.model_validate(claim.request)
@@ -79,7 +87,12 @@ def warm_up(settings: WorkerSettings) -> None:
         log.warning("merges will fail: %s", error)  # each with this error, until the cluster has what it says
 
 
-JOBS: Mapping[JobKind, JobFunction] = {"merge": merge, "finetune": finetune, "diagnose": diagnose}
+JOBS: Mapping[JobKind, JobFunction] = {
+    "merge": merge,
+    "search": search,
+    "finetune": finetune,
+    "diagnose": diagnose,
+}
 
 
 class JobProcess:
