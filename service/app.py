@@ -110,7 +110,9 @@ _QUEUED: dict[int | str, dict[str, Any]] = {
     202: {"model": Job, "description": "The queued job"},
     **documented(401, 403, 409, 413, 422, 503),
 }
-_PLANNED = {200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"}}
+_PLANNED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"}
+}
 Prefer = Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 

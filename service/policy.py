@@ -52,8 +52,8 @@ def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
 
 
 def _checkpoints(request: MergeRequest | SearchRequest | DiagnoseRequest) -> Places:
-    models = [(("models", index, "uri"), model.uri) for index, model in enumerate(request.models)]
-    return [(("base",), request.base), *models]
+    uris = [one.uri for one in request.models]  # models of a merge, or tasks' models of a search
+    return [(("base",), request.base), *((("models", index, "uri"), uri) for index, uri in enumerate(uris))]
 
 
 def _evaluation(spec: EvaluationSpec | None) -> Places:
