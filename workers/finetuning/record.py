@@ -12,7 +12,7 @@ from taumerge.schemas import FinetuneRequest, TrialResult
 from workers.checkpoints.writing import sync
 
 if TYPE_CHECKING:
-    from workers.finetuning.loop import Run
+    from workers.finetuning.ledger import Run
     from workers.finetuning.task import TrainingTask
     from workers.hardware import Hardware
 

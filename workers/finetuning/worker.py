@@ -10,8 +10,9 @@ import torch
 from taumerge.errors import JobFailed
 from taumerge.schemas import FinetuneRequest, OutputFile, Progress, TrialResult
 from workers.checkpoints.writing import sha256_of, sync
-from workers.finetuning.curves import write_events, write_plot
-from workers.finetuning.loop import Report, Run, train
+from workers.finetuning.curves import EVENTS, Events, write_plot
+from workers.finetuning.ledger import Report, Run
+from workers.finetuning.loop import train
 from workers.finetuning.record import build_record, write_record
 from workers.finetuning.task import build_task
 from workers.finetuning.workgroup import Workgroup
@@ -49,7 +50,11 @@ def finetune(
     torch.manual_seed(request.train.seed)  # for what a task initialises at random
     task = build_task(request, hardware)
     checkpoint = directory / CHECKPOINT
-    run = train(task, request.train, hardware, checkpoint, report, workgroup)
+    if workgroup.rank:
+        run = train(task, request.train, hardware, checkpoint, report, workgroup)
+    else:
+        with Events(directory / EVENTS) as events:
+            run = train(task, request.train, hardware, checkpoint, report, workgroup, events.write)
     weights = workgroup.whole_weights(task.model)
     if workgroup.rank:
         return _result(request, run, [])
@@ -57,7 +62,6 @@ def finetune(
     report(Progress(phase="save", done=run.step, total=run.step, unit="steps"))
     try:
         task.save(directory, weights)
-        write_events(run, request.train, directory)
         write_plot(run, directory)
         checkpoint.unlink()
         files = [_described(path) for path in sorted(directory.iterdir()) if path.is_file()]

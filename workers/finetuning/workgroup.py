@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from workers.hardware import Hardware
@@ -44,11 +45,13 @@ class Workgroup:
         weights: dict[str, Any] = get_model_state_dict(model, options=options)
         return weights
 
-    def sum(self, value: float) -> float:
-        """The sum of ``value`` over all workers."""
-        if self.world == 1:
-            return value
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        total = torch.tensor(value, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(total)
-        return total.item()
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of ``value``, float64 [] on the device of the training, over all workers."""
+        if self.world > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, gathered where it is shared out."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

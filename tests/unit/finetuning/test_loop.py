@@ -14,7 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from taumerge.errors import JobFailed
 from taumerge.schemas import Progress, TrainSpec
-from workers.finetuning.loop import learning_rate_at, train
+from workers.finetuning.loop import train
+from workers.finetuning.schedule import learning_rate_at
 from workers.hardware import Hardware
 
 CPU = Hardware(torch.device("cpu"), torch.float32)
