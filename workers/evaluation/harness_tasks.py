@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def _load_file(path: Path, loc: Location, code_allowed: bool) -> HarnessTask:
 
 
 def _load_named(name: str, loc: Location, code_allowed: bool) -> HarnessTask:
-    manager = TaskManager()
+    manager = task_manager()
     if name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks)
         hint = f"; there is {', '.join(near)}" if near else ""
@@ -107,6 +108,12 @@ def _load_named(name: str, loc: Location, code_allowed: bool) -> HarnessTask:
     if not code_allowed and (entry.cfg or {}).get("unsafe_code"):
         raise _unsafe(name, loc)
     return _single(manager.load(name), loc)
+
+
+@functools.cache
+def task_manager() -> TaskManager:
+    """The harness's index of its own tasks; reading it takes seconds."""
+    return TaskManager()
 
 
 def _single(loaded: Mapping[str, Any], loc: Location) -> HarnessTask:
