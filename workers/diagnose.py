@@ -1,4 +1,4 @@
-"""``python -m workers.diagnose RECIPE.yaml``: a diagnosis without a service, on the Ray cluster it finds or a local one."""
+"""``python -m workers.diagnose RECIPE.yaml``: a diagnosis without a service, on a running Ray cluster or its own."""
 
 from __future__ import annotations
 

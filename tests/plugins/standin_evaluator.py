@@ -19,6 +19,7 @@ from torch import Tensor
 from taumerge.schemas import EvaluationSpec, Split
 
 EXAMPLES = 200
+BATCH = 64
 
 
 class Perceptron:
@@ -33,7 +34,7 @@ class Perceptron:
     def __call__(self, inputs: Tensor) -> Tensor:
         weights = self.parameters
         hidden = torch.tanh((inputs * weights["scale"] + weights["frozen"]) @ weights["body.weight"].T)
-        return (hidden @ weights["head.weight"].T + weights["head.bias"]).argmax(dim=1)
+        return hidden @ weights["head.weight"].T + weights["head.bias"]
 
 
 class StandIn:
@@ -54,16 +55,18 @@ class StandIn:
             time.sleep(0.01)
         inputs, labels = self._examples(task, split, options)
         with torch.inference_mode():
-            return float((self._model(inputs) == labels).double().mean())
+            return float((self._model(inputs).argmax(dim=1) == labels).double().mean())
 
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
-        raise NotImplementedError
+        inputs, labels = self._examples(task, split, self._options[task])
+        for batch in torch.arange(len(labels)).split(BATCH):
+            yield torch.nn.functional.cross_entropy(self._model(inputs[batch]), labels[batch]), len(batch)
 
     def _examples(self, task: str, split: Split, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if (task, split) not in self._data:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{task} {split}".encode()))
             inputs = torch.randn(EXAMPLES, self.parameters["body.weight"].shape[1], generator=generator)
-            labels = Perceptron(options["teacher"])(inputs)
+            labels = Perceptron(options["teacher"])(inputs).argmax(dim=1)
             wrong = torch.rand(EXAMPLES, generator=generator) < options.get("flip", 0.1)
             labels[wrong] = options.get("classes", 10) - 1 - labels[wrong]
             self._data[task, split] = inputs, labels

@@ -17,11 +17,11 @@ def sign_agreement(task_vectors: Sequence[Tensor]) -> NDArray[np.int64]:
     """
     count = len(task_vectors)
     votes = task_vectors[0].sign()
-    changed = votes.abs()
+    changed, sign = votes.abs(), torch.empty_like(votes)
     for task_vector in task_vectors[1:]:
-        sign = task_vector.sign()
+        torch.sign(task_vector, out=sign)
         votes.add_(sign)
-        changed = changed.maximum(sign.abs_())
+        torch.maximum(changed, sign.abs_(), out=changed)
     places = votes.abs_().add_(1).mul_(changed).to(torch.int64).view(-1)  # 0: changed by no model
     counts: NDArray[np.int64] = torch.bincount(places, minlength=count + 2)[1:].cpu().numpy()
     return counts

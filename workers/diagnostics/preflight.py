@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taumerge.errors import ErrorItem, InvalidRequest
-from taumerge.schemas import DiagnoseRequest, MergeRequest
+from taumerge.schemas import DiagnoseRequest, EvaluationSpec, MergeRequest
 from workers.checkpoints.checkpoint import Checkpoint
 from workers.diagnostics.records import contradictions, missing_records, read_records
+from workers.evaluation import check_evaluation
 from workers.merging.plan import MergePlan
 from workers.merging.preflight import output_path, plan_merge
 
@@ -45,8 +46,7 @@ def check_diagnose(
     output = output_path(request.output, request.overwrite, inputs, errors) if request.output else None
     records = read_records(request.models, survey.models, errors) if survey else []
     if survey and request.evaluation:
-        from workers.evaluation.preflight import check_evaluation
-
+        errors += _gradients(request.evaluation)
         errors += check_evaluation(survey.base, request.evaluation, code_allowed=code_allowed)
     if errors or survey is None:
         raise InvalidRequest(errors)
@@ -79,6 +79,13 @@ def _coefficients(request: DiagnoseRequest) -> list[ErrorItem]:
         for index, model in enumerate(request.models)
         if model.coefficient is not None
     ]
+
+
+def _gradients(spec: EvaluationSpec) -> list[ErrorItem]:
+    if spec.kind != "lm_eval":
+        return []
+    message = "scores of lm-evaluation-harness have no gradients; leave evaluation out"
+    return [ErrorItem(loc=("evaluation", "kind"), code="no_gradients", msg=message)]
 
 
 def _tasks(request: DiagnoseRequest) -> list[ErrorItem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taumerge.schemas import DiagnoseRequest, DiagnoseResult
 from workers.clock import Clock
+from workers.diagnostics.gradient_actor import measure_gradients
 from workers.diagnostics.measure import build_result
 from workers.diagnostics.output import committed, place_output
 from workers.diagnostics.preflight import DiagnosisPlan, check_diagnose
@@ -42,12 +43,18 @@ def run_diagnose(
     clock = Clock()
     with clock.phase("plan"):
         plan = check_diagnose(
-            request, workers=worker_count(settings), worker_memory=int(settings.worker_memory)
+            request,
+            workers=worker_count(settings),
+            worker_memory=int(settings.worker_memory),
+            code_allowed=settings.allow_code_execution,
         )
         actors = shard_actors(settings, detached=detached)
     with clock.phase("survey"):
         sums = _survey(plan, actors, report)
     result = build_result(plan.survey, sums, plan.warnings)
+    if request.evaluation and (tensors := _changed(plan, sums)):
+        with clock.phase("gradients"):
+            result.gradients = measure_gradients(plan, request.evaluation, tensors, settings, actors, report)
     result.verdict = verdict(result)
     result.seconds = clock.seconds
     return result if plan.output is None else place_output(plan, result, clock, job_id)
@@ -65,3 +72,9 @@ def _survey(plan: DiagnosisPlan, actors: Actors, report: Report) -> Sums:
         raise nonfinite_failure(merge, sums, range(len(merge.models)), droppable=False)
     check_unchanged(merge)
     return sums
+
+
+def _changed(plan: DiagnosisPlan, sums: Sums) -> list[str]:
+    """The tensors that some model changed; the others are no part of what was trained."""
+    names = plan.survey.names
+    return [names[tensor] for tensor in sorted(sums.gram) if sums.gram[tensor].trace() > 0]

@@ -107,9 +107,14 @@ class EvaluatorActor:
 
 
 class Evaluators:
-    """The evaluator actors of one search. As a context they are killed at its end."""
+    """The evaluator actors of one job. As a context they are killed at its end."""
 
-    def __init__(self, spec: EvaluationSpec, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        spec: EvaluationSpec,
+        settings: WorkerSettings,
+        actor_class: type[EvaluatorActor] = EvaluatorActor,
+    ) -> None:
         cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
         tasks = list(spec.tasks)
@@ -124,10 +129,9 @@ class Evaluators:
             options["accelerator_type"] = settings.accelerator_type
         if settings.accelerator_type or gpus:
             options["num_gpus"] = BESIDE_SHARD_GPUS
-        actor_class = ray.remote(EvaluatorActor).options(**options)
-        self.actors: list[Any] = [
-            actor_class.remote() for _ in range(count)
-        ]  # Ray's own types lose the class here
+        remote_class = ray.remote(actor_class).options(**options)
+        # Ray's own types lose the class here
+        self.actors: list[Any] = [remote_class.remote() for _ in range(count)]
         self._loading: list[ObjectRef[None]] = []
 
     def load(self, plan: MergePlan) -> None:

@@ -45,7 +45,7 @@ class MergedModel:
     def __init__(
         self, evaluator: Evaluator, base: Checkpoint, names: Sequence[str], merged: Collection[str]
     ) -> None:
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         self._base = base
         self._names = names
         self._files: dict[FileRecord, mmap.mmap] = {}
@@ -97,7 +97,7 @@ class MergedModel:
     def score(self, tasks: Sequence[str], split: Split) -> tuple[dict[str, float], float]:
         """The score of each task, and the seconds that it took."""
         begun = time.perf_counter()
-        scores = {task: self._evaluator.evaluate(task, split) for task in tasks}
+        scores = {task: self.evaluator.evaluate(task, split) for task in tasks}
         return scores, time.perf_counter() - begun
 
     def _move_slice(self, part: Slice, one: MergedSlice, scaling: float, flat: Tensor) -> bool:

@@ -162,3 +162,8 @@ def test_a_task_for_each_model(body: dict[str, Any]) -> None:
     assert (("evaluation", "tasks", "c"), "task_without_model") in refusals(body)
     body["evaluation"] = {"kind": "clip", "tasks": {"a": tasks["a"]}}
     assert (("models", 1), "model_without_task") in refusals(body)
+
+
+def test_scores_without_gradients_are_refused(body: dict[str, Any]) -> None:
+    body["evaluation"] = {"kind": "lm_eval", "tasks": {"gsm8k": {}, "humaneval": {}}}
+    assert (("evaluation", "kind"), "no_gradients") in refusals(body)
