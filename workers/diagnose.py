@@ -1,4 +1,4 @@
-"""``python -m workers.diagnose RECIPE.yaml``: a diagnosis without a service, on a running Ray cluster or its own."""
+"""``python -m workers.diagnose RECIPE.yaml``: a diagnosis without a service."""
 
 from __future__ import annotations
 
