@@ -28,6 +28,10 @@ class Watch(tune.Callback, ABC):
         self._begun, self._started = time.monotonic(), False
         self.stopped_by: BaseException | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks down for a restore that never comes; a report may hold what cannot be pickled.
+        return {}
+
     @abstractmethod
     def progress(self) -> Progress:
         """How far the trials are."""
