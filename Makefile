@@ -30,6 +30,9 @@ serve: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.adaptive
+	$(BIN)/python -m benchmarks.finetuning
 
 lint: setup
 	$(BIN)/ruff check .
@@ -39,8 +42,8 @@ lint: setup
 
 # Writes requirements.lock anew: names and versions only.
 lock:
-	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --extra demo --extra eval \
-		--extra postgres --group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --extra datasets --extra demo \
+		--extra eval --extra postgres --group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv .taumerge

@@ -10,7 +10,7 @@ from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
 from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.evaluation.preflight import places
-from workers.finetuning.preflight import OPEN_CLIP
+from workers.finetuning.preflight import OPEN_CLIP, dataset_places
 
 __all__ = ["check_diagnose", "check_finetune", "check_merge", "check_search"]
 
@@ -40,14 +40,13 @@ def check_diagnose(request: DiagnoseRequest, settings: Settings) -> None:
 def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
     """Refuse a fine-tune as ``check_merge`` does; its places are the base, the data set and the output.
 
-    A base by name (``open_clip://…``) is no place: open_clip fetches it from where it is published.
+    A base by name (``open_clip://…``) and a data set of the hub (``hf://datasets/…``) are no places: they are fetched
+    from where they are published, and no code of theirs is run.
     """
     read: Places = []
     if not request.base.startswith(OPEN_CLIP):
         read.append((("base",), request.base))
-    dataset = request.task.dataset
-    given = (("root", dataset.root), ("uri", dataset.uri))
-    read += [(("task", "dataset", field), uri) for field, uri in given if uri is not None]
+    read += [(("task", "dataset", field), uri) for field, uri in dataset_places(request.task.dataset)]
     _check(read, request.output, settings)
 
 

@@ -59,7 +59,7 @@ def _connect() -> None:
 
 
 class _Printer:
-    """Writes a line of progress for every tenth of a phase."""
+    """Writes a line of progress for every tenth of a phase, with what is measured on the way."""
 
     def __init__(self) -> None:
         self._last = ("", -1)
@@ -68,7 +68,10 @@ class _Printer:
         tenth = 10 * progress.done // progress.total if progress.total else 0
         if (progress.phase, tenth) != self._last:
             self._last = (progress.phase, tenth)
-            print(f"{progress.phase}: {tenth * 10} % of {progress.total} {progress.unit}", file=sys.stderr)
+            done = f"{progress.phase}: {tenth * 10} % of {progress.total} {progress.unit}"
+            measured = [f"{name} {value:.4g}" for name, value in progress.metrics.items()]
+            left = [] if progress.eta_seconds is None else [f"{progress.eta_seconds:.0f} s left"]
+            print(", ".join([done, *measured, *left]), file=sys.stderr)
 
 
 def _fail(status: int, *messages: object) -> NoReturn:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import PIL.Image
 import pytest
+import ray
+import reference
 import torch
-from safetensors.torch import load_file, save_file
+from clip_files import write_tiny_clip
+from safetensors.numpy import load_file as load_numpy
+from safetensors.torch import load_file
 
 from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
-from taumerge.schemas import FinetuneRequest, FinetuneResult, Progress
+from taumerge.schemas import FinetuneRequest, FinetuneResult, MergeResult, Progress
 from workers.finetuning import run_finetune
+from workers.finetuning.actor import TrainingActor
 from workers.settings import WorkerSettings
 
 WEIGHTS = "open_clip_model.safetensors"
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 ON_CPU = WorkerSettings()
 
 
@@ -38,13 +39,7 @@ def ignore(progress: Progress) -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base``, a small CLIP model, and ``data``, a folder of dark and one of light images."""
     directory = tmp_path_factory.mktemp("inputs")
-    base = directory / "base"
-    base.mkdir()
-    config = {"model_cfg": ARCHITECTURE, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
-    (base / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{base}", load_weights=False)
-    save_file(model.state_dict(), base / WEIGHTS, metadata={"format": "pt"})
+    write_tiny_clip(directory / "base")
     random = np.random.default_rng(0)
     for name, mean in (("dark", 60), ("light", 180)):
         (directory / "data" / name).mkdir(parents=True)
@@ -72,61 +67,80 @@ def request_for(inputs: Path, tmp_path: Path, ray_session: str) -> Callable[...,
     return make
 
 
-class KillOnce:
-    """A report that kills the training's process when it has passed a step."""
+class DyingActor(TrainingActor):
+    """Dies at a step of its first attempt, as when the kernel runs out of memory."""
 
-    def __init__(self, step: int) -> None:
-        self._step = step
-        self.killed_at: int | None = None
-        self.seen: list[int] = []
+    step = 0
+    died = Path()
 
-    def __call__(self, progress: Progress) -> None:
-        self.seen.append(progress.done)
-        if self.killed_at is None and progress.phase == "train" and progress.done >= self._step:
-            [process] = training_processes()
-            os.kill(process, signal.SIGKILL)
-            self.killed_at = progress.done
+    def _note(self, progress: Progress) -> None:
+        super()._note(progress)
+        if progress.phase == "train" and progress.done == self.step and not self.died.exists():
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def training_processes() -> list[int]:
-    """Process ids of the training actors of this machine."""
-    found = []
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit():
-            try:
-                title = (directory / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"TrainingActor" in title:
-                found.append(int(directory.name))
-    return found
+class WatchedActor(TrainingActor):
+    """Waits at a step until somebody has asked how far it is."""
+
+    step = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = threading.Event()
+
+    def progress(self) -> Progress:
+        if self._progress.done == self.step:
+            self._asked.set()
+        return self._progress
+
+    def _note(self, progress: Progress) -> None:
+        super()._note(progress)
+        if progress.phase == "train" and progress.done == self.step:
+            assert self._asked.wait(60)
+
+
+@pytest.fixture
+def train_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Lets a class of this file train in the place of ``TrainingActor``, with other attributes by name."""
+    module = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)  # no process of Ray could import it
+
+    def replace(actor: type[TrainingActor], **attributes: Any) -> None:
+        monkeypatch.setattr("workers.finetuning.actor.TrainingActor", type("Actor", (actor,), attributes))
+
+    yield replace
+    ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_a_killed_worker_is_replaced_and_ends_with_the_same_bits(
-    request_for: Callable[..., FinetuneRequest], tmp_path: Path
+    request_for: Callable[..., FinetuneRequest], train_on: Callable[..., None], tmp_path: Path
 ) -> None:
-    steps = {"steps": 150}
-    run_finetune(request_for(steps, "undisturbed"), ON_CPU, ignore)
-    report = KillOnce(step=20)
-    result = run_finetune(request_for(steps, "killed"), ON_CPU, report)
-    assert report.killed_at is not None
-    assert report.killed_at < 150
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    outputs = tmp_path / "outputs"
+    run_finetune(request_for(output="outputs/undisturbed"), ON_CPU, ignore)
+    train_on(DyingActor, step=17, died=tmp_path / "died")
+    result = run_finetune(request_for(output="outputs/killed"), ON_CPU, ignore)
+    assert (tmp_path / "died").exists()
+    undisturbed, killed = outputs / "undisturbed", outputs / "killed"
     assert (killed / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
     first, second = (json.loads((path / "training.json").read_text()) for path in (undisturbed, killed))
     assert first["lr_sum"] == second["lr_sum"] == result.trials[0].lr_sum
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "undisturbed"]
+    assert first["validations"] == second["validations"]
+    assert len(list((killed / "tensorboard").iterdir())) == 1
+    assert sorted(path.name for path in outputs.iterdir()) == ["killed", "undisturbed"]
 
 
-def test_progress_tells_step_loss_rate_and_throughput(request_for: Callable[..., FinetuneRequest]) -> None:
+def test_progress_tells_step_loss_rate_and_throughput(
+    request_for: Callable[..., FinetuneRequest], train_on: Callable[..., None]
+) -> None:
+    train_on(WatchedActor, step=30)
     reports: list[Progress] = []
-    run_finetune(request_for({"steps": 200}), ON_CPU, reports.append)
-    under_way = [report for report in reports if report.phase == "train"]
-    assert under_way
-    assert all(report.total == 200 and report.unit == "steps" for report in under_way)
-    assert under_way[-1].metrics.keys() == {"loss", "learning_rate", "images_per_second"}
-    assert under_way[-1].eta_seconds is not None
-    assert (reports[-1].phase, reports[-1].done) == ("save", 200)
+    run_finetune(request_for(), ON_CPU, reports.append)
+    report = next(report for report in reports if report.phase == "train" and report.done == 30)
+    assert (report.total, report.unit) == (40, "steps")
+    assert report.metrics.keys() == {"loss", "learning_rate", "images_per_second"}
+    assert report.eta_seconds is not None
+    assert (reports[-1].phase, reports[-1].done) == ("save", 40)
 
 
 def test_a_cancelled_fine_tune_leaves_nothing(
@@ -236,3 +250,35 @@ def test_two_workers_train_what_one_trains(
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-4, msg=name)
     assert json.loads((tmp_path / "shared" / "training.json").read_text())["workers"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "shared"]
+
+
+def test_fednova_weighs_runs_by_their_records_without_being_told(
+    request_for: Callable[..., FinetuneRequest],
+    merge: Callable[..., MergeResult],
+    inputs: Path,
+    tmp_path: Path,
+) -> None:
+    """K = 10, 20, 50: coefficients λ·mean(K)/K_t/T, and the model that they give."""
+    steps = [10, 20, 50]
+    run_finetune(request_for(grid={"steps": steps}, output="grid"), ON_CPU, ignore)
+    models = [tmp_path / "grid" / f"lr0.001-steps{count}" for count in steps]
+    merged = tmp_path / "merged"
+    result = merge(
+        {
+            "base": str(inputs / "base"),
+            "models": [str(model) for model in models],
+            "method": {"name": "fednova"},
+            "scaling": 0.5,
+            "output": str(merged),
+        }
+    )
+    mean = sum(steps) / 3
+    expected_coefficients = [0.5 * mean / count / 3 for count in steps]
+    assert [one.coefficient for one in result.models] == pytest.approx(expected_coefficients)
+    base, *tuned = (load_numpy(path / WEIGHTS) for path in (inputs / "base", *models))
+    expected = reference.merge(base, tuned, {"name": "fednova"}, scaling=0.5, amounts=steps)
+    found = load_numpy(merged / WEIGHTS)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=name)
+    assert any(not np.array_equal(found[name], base[name]) for name in base)

@@ -119,7 +119,7 @@ def _test_split(
     dataset: Dataset, given: list[str] | None, classes: tuple[str, ...], loc: tuple[str | int, ...]
 ) -> LabelledImages:
     # Numbers in Parquet get their names from the training split; folders name the classes themselves.
-    names = list(classes) if dataset.format == "parquet" else given
+    names = given if dataset.format == "image_folder" else list(classes)
     test = load_images(dataset, "test", names, loc)
     if test.classes != classes:
         other = sorted(set(test.classes) ^ set(classes))

@@ -11,7 +11,7 @@ from taumerge.schemas import EvaluationSpec, EvaluationTask
 from workers.checkpoints.checkpoint import Checkpoint, CheckpointError, local_path
 from workers.evaluation.evaluator import BUILT_IN, Location, added_kinds, unknown_kind
 from workers.evaluation.task_files import TaskFileError, read_task_file
-from workers.finetuning.preflight import Refuse, check_dataset
+from workers.finetuning.preflight import Refuse, check_dataset, dataset_places
 
 __all__ = ["check_evaluation", "is_file", "places"]
 
@@ -65,8 +65,7 @@ def places(spec: EvaluationSpec) -> list[tuple[Location, str]]:
     for name, task in spec.tasks.items():
         loc = ("evaluation", "tasks", name)
         if task.dataset is not None:
-            given = (("root", task.dataset.root), ("uri", task.dataset.uri))
-            found += [((*loc, "dataset", field), uri) for field, uri in given if uri is not None]
+            found += [((*loc, "dataset", field), uri) for field, uri in dataset_places(task.dataset)]
         if is_file(task.name or name):
             found.append(((*loc, "name"), task.name or name))
     return found

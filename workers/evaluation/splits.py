@@ -10,6 +10,7 @@ from typing import Literal
 
 from taumerge.schemas import Dataset, EvaluationSpec
 from workers.checkpoints.checkpoint import local_path
+from workers.finetuning.datasets.hub_address import is_hub
 
 __all__ = ["has_part", "overlap"]
 
@@ -26,7 +27,7 @@ def overlap(spec: EvaluationSpec, task: str) -> bool:
 
 def has_part(dataset: Dataset, part: Literal["train", "test"]) -> bool:
     """Whether the data set keeps this part apart, as the readers in ``workers.finetuning`` look for it."""
-    if dataset.uri is None:
+    if dataset.uri is None or is_hub(dataset.uri):
         return True
     path = local_path(dataset.uri)
     if dataset.format == "image_folder":

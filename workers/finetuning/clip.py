@@ -26,7 +26,7 @@ from workers.finetuning.datasets.images import (
     decode,
     split_validation,
 )
-from workers.finetuning.heads import zero_shot_head
+from workers.finetuning.heads import truncated_prompts, zero_shot_head
 from workers.finetuning.towers import Clip, load_clip
 from workers.hardware import Hardware
 
@@ -51,6 +51,8 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.visual(images)
+        if isinstance(features, tuple):  # the towers of CoCa give their tokens too
+            features = features[0]
         with torch.autocast(features.device.type, enabled=False):  # logits reach 100: too coarse in 16 bits
             return F.normalize(features.float(), dim=-1) @ self.head
 
@@ -97,8 +99,11 @@ class ClipTask:
 
         for indices, images in ahead(self._pool, example, steps):
             labels = torch.tensor([self._training.labels[index] for index in indices])
+            pixels = torch.stack(images)
+            if self._hardware.device.type == "cuda":
+                pixels = pixels.pin_memory()  # else the copy to the GPU waits for all that is queued there
             size = train.micro_batch_size or len(indices)
-            yield list(zip(torch.split(torch.stack(images), size), torch.split(labels, size), strict=True))
+            yield list(zip(torch.split(pixels, size), torch.split(labels, size), strict=True))
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """Cross-entropy, without label smoothing."""
@@ -114,7 +119,7 @@ class ClipTask:
         """Top-1 accuracy and mean cross-entropy."""
         model.eval()
         data, device = self._validation, self._hardware.device
-        correct = loss = 0.0
+        correct = loss = torch.zeros((), dtype=torch.float64, device=device)
         parts = [
             list(range(start, min(start + VALIDATION_BATCH, len(data))))
             for start in range(0, len(data), VALIDATION_BATCH)
@@ -127,9 +132,9 @@ class ClipTask:
             labels = torch.tensor([data.labels[index] for index in indices]).to(device)
             with self._hardware.autocast():
                 logits = model(torch.stack(images).to(device))
-            correct += float((logits.argmax(dim=-1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        return {"accuracy": correct / len(data), "loss": loss / len(data)} if len(data) else {}
+            correct = correct + (logits.argmax(dim=-1) == labels).sum()
+            loss = loss + F.cross_entropy(logits, labels, reduction="sum")
+        return {"accuracy": float(correct) / len(data), "loss": float(loss) / len(data)} if len(data) else {}
 
     def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """open_clip's own layout, in the element types of the base; the text tower is the base's."""
@@ -145,14 +150,16 @@ class ClipTask:
     def record(self) -> dict[str, Any]:
         """Data, head and what was trained."""
         task = self._request.task
+        templates = task.templates or list(prompt_templates(task.dataset))
         return {
             "dataset": task.dataset.model_dump(exclude_defaults=True),
             "classes": list(self._training.classes),
-            "templates": task.templates or list(prompt_templates(task.dataset)),
+            "templates": templates,
             "split_seed": SPLIT_SEED,
             "training_size": len(self._training),
             "validation_size": len(self._validation),
             "skipped_images": self._training.skipped,
+            "truncated_prompts": truncated_prompts(self._clip.tokenizer, self._training.classes, templates),
             "method": "full",
             "trained": "image tower",
         }

@@ -53,7 +53,7 @@ def run_grid(
             stagings[index] = staging_of(run, path)
     if stagings:
         options = worker_options(request, settings)
-        scratch = output.with_name(f".{output.name}.tune-{os.getpid()}")
+        scratch = output.with_name(f".{output.name}.tune")
         _run_trials(runs, stagings, options, scratch, watch)
         if len(watch.results) < len(runs):  # Tune answers Ctrl-C by ending early
             raise KeyboardInterrupt

@@ -36,12 +36,19 @@ def zero_shot_head(
     return head
 
 
+def truncated_prompts(tokenizer: Any, classes: Sequence[str], templates: Sequence[str]) -> int:
+    """How many prompts are longer than the text tower reads, and are cut: the end token then stands elsewhere."""
+    prompts, length = _prompts(classes, templates), tokenizer.context_length
+    longer = tokenizer(prompts, context_length=length + 1)[:, :length]
+    return int((longer != tokenizer(prompts)).any(dim=1).sum())
+
+
 @torch.no_grad()
 def _build(
     clip: nn.Module, tokenizer: Any, classes: Sequence[str], templates: Sequence[str], device: torch.device
 ) -> Tensor:
     clip.to(device).eval()
-    prompts = [template.format(name) for name in classes for template in templates]
+    prompts = _prompts(classes, templates)
     embeddings = torch.cat(
         [
             clip.encode_text(tokenizer(prompts[start : start + PROMPTS_AT_ONCE]).to(device), normalize=True)  # type: ignore[operator]
@@ -53,6 +60,10 @@ def _build(
     head = (F.normalize(means, dim=-1) * scale).T.contiguous().cpu()
     clip.cpu()
     return head
+
+
+def _prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    return [template.format(name) for name in classes for template in templates]
 
 
 def _key(clip: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> str:

@@ -157,14 +157,17 @@ class LanguageTask:
 
     def _predict(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Logits, float32 [terms, vocabulary or classes], and the targets, int64 [terms]."""
-        inputs = {name: part.to(self._hardware.device, non_blocking=True) for name, part in batch.items()}
-        targets = inputs.pop("targets")
+        device = self._hardware.device
+        inputs = {name: part.to(device) for name, part in batch.items() if name != "targets"}
+        targets = batch["targets"]
         if self._data.classes is not None:
-            return model(**inputs).logits.float(), targets
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        # Only responses are looked at: the logits of a large vocabulary in float32 take most of the memory.
-        wanted = targets[:, 1:] != NO_LOSS
-        return logits[wanted].float(), targets[:, 1:][wanted]
+            return model(**inputs).logits.float(), targets.to(device)
+        # Only responses are looked at: the logits of a large vocabulary in float32 take most of the memory. Where they
+        # stand is found on the CPU, since a GPU would be waited for.
+        rows, places = (targets[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
+        targets = targets[rows, places + 1].to(device)
+        logits = model(**inputs, use_cache=False).logits[rows.to(device), places.to(device)]
+        return logits.float(), targets
 
 
 def build_language_task(request: FinetuneRequest, hardware: Hardware) -> LanguageTask:

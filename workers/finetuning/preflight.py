@@ -11,6 +11,7 @@ from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import Dataset, FinetuneRequest, Grid
 from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.finetuning.datasets.catalogue import CATALOGUE
+from workers.finetuning.datasets.hub_address import hub_address, is_hub
 
 PAPER = Grid(learning_rate=[1e-4, 1e-5, 1e-6], steps=[1000, 2000, 3000, 4000])
 """The paper's grid: 3 × 4 runs for each data set."""
@@ -74,6 +75,10 @@ def trials(request: FinetuneRequest) -> list[FinetuneRequest]:
 def warnings(request: FinetuneRequest) -> list[str]:
     """What is allowed and probably not meant."""
     found = []
+    dataset = request.task.dataset
+    for uri in (dataset.root, dataset.uri):
+        if uri is not None and is_hub(uri) and hub_address(uri).revision is None:
+            found.append(f"{uri} may change; @REVISION pins it, for example to a commit")
     for trial in trials(request):
         if trial.train.steps <= trial.train.warmup_steps:
             found.append(
@@ -115,15 +120,27 @@ def check_dataset(kind: str, dataset: Dataset, loc: tuple[str | int, ...], refus
         elif dataset.name not in CATALOGUE:
             message = f"there is no data set {dataset.name!r}; there are {', '.join(CATALOGUE)}"
             refuse((*loc, "name"), "unknown_dataset", message)
-        return _existing(dataset.root or "", (*loc, "root"), refuse)
     formats, columns = FORMATS[kind], COLUMNS[kind]
-    if dataset.format not in formats:
+    if dataset.format is not None and dataset.format not in formats:
         message = f"{kind} reads {' or '.join(formats)}, not {dataset.format}"
         refuse((*loc, "format"), "wrong_format", message)
     for column in dataset.columns.keys() - set(columns):
         message = f"{kind} has no use for it; the columns are {' and '.join(columns)}"
         refuse((*loc, "columns", column), "unknown_column", message)
-    return _existing(dataset.uri or "", (*loc, "uri"), refuse)
+    place, uri = ("uri", dataset.uri) if dataset.uri is not None else ("root", dataset.root or "")
+    if not is_hub(uri):
+        return _existing(uri, (*loc, place), refuse)
+    try:
+        hub_address(uri)
+    except ValueError as error:
+        refuse((*loc, place), "unsupported_uri", str(error))
+    return None
+
+
+def dataset_places(dataset: Dataset) -> list[tuple[str, str]]:
+    """Field and URI of every local place that a data set is read from."""
+    given = (("root", dataset.root), ("uri", dataset.uri))
+    return [(field, uri) for field, uri in given if uri is not None and not is_hub(uri)]
 
 
 def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:

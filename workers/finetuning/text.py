@@ -1,4 +1,4 @@
-"""Texts to train on: prompts with responses, or texts with labels, from JSONL and Parquet files."""
+"""Texts to train on: prompts with responses, or texts with labels, from JSONL and Parquet files or the hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from taumerge.errors import InvalidRequest
 from taumerge.schemas import Dataset, FinetuneTask
 from workers.checkpoints.checkpoint import local_path
 from workers.finetuning.datasets.files import read_tables
+from workers.finetuning.datasets.hub import read_hub
+from workers.finetuning.datasets.hub_address import is_hub
 from workers.finetuning.datasets.layouts import Split
 
 LOC = ("task", "dataset")
@@ -41,7 +43,7 @@ def read_instructions(dataset: Dataset, split: Split) -> Instructions:
     Raises:
         InvalidRequest: ``unreadable_dataset``, ``unknown_column``, ``malformed_row`` or ``no_texts``.
     """
-    columns = _read_columns(dataset, split, ("prompt", "response"))
+    columns, _ = _read_columns(dataset, split, ("prompt", "response"))
     return Instructions(
         _texts(columns["prompt"], dataset, "prompt"), _texts(columns["response"], dataset, "response")
     )
@@ -50,16 +52,19 @@ def read_instructions(dataset: Dataset, split: Split) -> Instructions:
 def read_labelled_texts(task: FinetuneTask, split: Split, known: Sequence[str] | None) -> LabelledTexts:
     """The columns ``text`` and ``label`` of a split; a label is a name, or a number from 0 on.
 
-    The classes are ``task.classes``, or else the ``known`` ones of the base, or else the names in the data in
-    alphabetical order, or the numbers.
+    The classes are ``task.classes``, or else the ``known`` ones of the base, or else those that a data set of the hub
+    names, or the names in the data in alphabetical order, or the numbers.
 
     Raises:
         InvalidRequest: as ``read_instructions``, and ``unknown_class``, ``label_out_of_range``; ``empty_class`` or
             ``too_few_classes`` in a training split.
     """
-    columns = _read_columns(task.dataset, split, ("text", "label"))
+    columns, stored = _read_columns(task.dataset, split, ("text", "label"))
     texts, given = _texts(columns["text"], task.dataset, "text"), columns["label"]
-    listed = task.classes or known
+    if stored and not task.classes and known and set(stored) == set(known):
+        # The base may number them otherwise. What is no number of theirs is refused below.
+        given = [dict(enumerate(stored)).get(label, label) for label in given]
+    listed = task.classes or known or stored
     classes: Sequence[str]
     if all(isinstance(label, str) for label in given):
         classes = listed or sorted(set(given))
@@ -108,17 +113,29 @@ def _check_classes(classes: Sequence[str], labels: Sequence[int]) -> None:
         raise InvalidRequest.at(LOC, "too_few_classes", message)
 
 
-def _read_columns(dataset: Dataset, split: Split, wanted: Sequence[str]) -> dict[str, list[Any]]:
+def _read_columns(
+    dataset: Dataset, split: Split, wanted: Sequence[str]
+) -> tuple[dict[str, list[Any]], list[str] | None]:
+    """The values of each column, and the names of the classes where the data set numbers and names them."""
+    stored = None
+    if is_hub(dataset.uri):
+        found = read_hub(dataset, split, wanted)
+        stored = found.class_names
+        columns = {want: found.column(want) for want in wanted}
+    else:
+        columns = _read_files(dataset, split, wanted)
+    if not columns[wanted[0]]:
+        raise InvalidRequest.at((*LOC, "uri"), "no_texts", "it has no rows")
+    return columns, stored
+
+
+def _read_files(dataset: Dataset, split: Split, wanted: Sequence[str]) -> dict[str, list[Any]]:
     path = local_path(dataset.uri or "")
     if dataset.format == "parquet":
         table = read_tables(path, split, wanted, dataset.columns, ("task",))
-        columns = {want: table[want].to_pylist() for want in wanted}
-    else:
-        rows = [row for file in _jsonl_files(path, split) for row in _read_jsonl(file, dataset, wanted)]
-        columns = {want: [row[number] for row in rows] for number, want in enumerate(wanted)}
-    if not columns[wanted[0]]:
-        raise InvalidRequest.at((*LOC, "uri"), "no_texts", "it has no rows")
-    return columns
+        return {want: table[want].to_pylist() for want in wanted}
+    rows = [row for file in _jsonl_files(path, split) for row in _read_jsonl(file, dataset, wanted)]
+    return {want: [row[number] for row in rows] for number, want in enumerate(wanted)}
 
 
 def _jsonl_files(path: Path, split: Split) -> list[Path]:

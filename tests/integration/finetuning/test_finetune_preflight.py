@@ -62,6 +62,38 @@ def test_a_refusal_is_located(
     assert (loc, code) in [(error.loc, error.code) for error in caught.value.errors]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "field", "code"),
+    [
+        ({"uri": "hf://datasets/gulls/shades"}, None, None),
+        ({"uri": "hf://datasets/gulls/shades@refs/pr/1", "subset": "big"}, None, None),
+        ({"name": "mnist", "root": "hf://datasets/gulls/digits", "columns": {"image": "img"}}, None, None),
+        ({"uri": "hf://datasets/shades"}, "uri", "unsupported_uri"),
+        ({"uri": "hf://datasets/gulls/../../shades"}, "uri", "unsupported_uri"),
+        ({"uri": "hf://datasets/gulls/shades@"}, "uri", "unsupported_uri"),
+        ({"name": "mnist", "root": "hf://datasets/mnist"}, "root", "unsupported_uri"),
+        ({"name": "cifar", "root": "hf://datasets/gulls/cifar"}, "name", "unknown_dataset"),
+        ({"uri": "hf://datasets/gulls/shades", "columns": {"imag": "x"}}, "imag", "unknown_column"),
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_with_its_owner(
+    body: dict[str, Any], dataset: dict[str, Any], field: str | None, code: str | None
+) -> None:
+    request = change(body, "task.dataset", dataset)
+    found: list[tuple[str | int | None, str | None]] = [(None, None)]
+    try:
+        check_finetune(request)
+    except InvalidRequest as error:
+        found = [(item.loc[-1], item.code) for item in error.errors]
+    assert found == [(field, code)]
+
+
+def test_a_data_set_of_the_hub_that_is_not_pinned_is_warned_about(body: dict[str, Any]) -> None:
+    [warning] = warnings(change(body, "task.dataset", {"uri": "hf://datasets/gulls/shades"}))
+    assert "@REVISION pins it" in warning
+    assert warnings(change(body, "task.dataset", {"uri": "hf://datasets/gulls/shades@v1"})) == []
+
+
 def test_an_unknown_data_set_is_refused_with_those_there_are(body: dict[str, Any], tmp_path: Path) -> None:
     request = change(body, "task.dataset", {"name": "cifar", "root": str(tmp_path)})
     with pytest.raises(InvalidRequest, match="no data set 'cifar'; there are cars, dtd, eurosat") as caught:
@@ -90,6 +122,11 @@ def test_a_grid_may_go_on_in_its_directory(body: dict[str, Any], tmp_path: Path)
         ("task.dataset", {"name": "mnist"}),
         ("task.dataset", {"name": "mnist", "root": "/data", "uri": "/data", "format": "parquet"}),
         ("task.dataset", {"uri": "/data"}),
+        ("task.dataset", {"name": "mnist", "root": "/data", "columns": {"image": "img"}}),
+        ("task.dataset", {"uri": "/data", "format": "parquet", "subset": "big"}),
+        ("task.dataset", {"uri": "hf://datasets/gulls/shades", "format": "parquet"}),
+        ("task.dataset", {"root": "hf://datasets/gulls/shades"}),
+        ("task.dataset", {}),
         ("task.templates", ["a photo"]),
         ("task.templates", ["a {} and a {}"]),
         ("task.classes", ["only one"]),

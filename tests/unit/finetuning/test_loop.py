@@ -217,6 +217,73 @@ def test_an_error_in_the_task_is_not_mistaken_for_a_lack_of_memory(
         train(task, spec(), CPU, tmp_path / "c.pt", ignore)
 
 
+HALF = Hardware(torch.device("cpu"), torch.float16)
+
+
+def test_a_step_that_overflows_float16_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Regression(spec())
+    plain, calls = task.loss, 0
+
+    def spike(model: nn.Module, batch: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(model, batch) * (1e36 if calls == 2 else 1e-4)  # finite, but not when it is scaled
+
+    monkeypatch.setattr(task, "loss", spike)
+    run = train(task, spec(), HALF, tmp_path / "c.pt", ignore)
+    assert (run.step, run.skipped_steps) == (11, 1)
+    assert run.lr_sum == pytest.approx(sum(learning_rate_at(spec(), step) for step in range(11) if step != 1))
+    assert all(torch.isfinite(parameter).all() for parameter in task.model.parameters())
+
+
+def test_gradients_that_overflow_at_every_scale_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Regression(spec())
+    plain, weight = task.loss, next(task.model.parameters())
+
+    def steep(model: nn.Module, batch: Tensor) -> Tensor:
+        return plain(model, batch) + (0 * weight).abs().sum().sqrt()  # 0, with an infinite slope
+
+    monkeypatch.setattr(task, "loss", steep)
+    with pytest.raises(JobFailed, match="at every loss scale at step 17") as caught:
+        train(task, spec(steps=30), HALF, tmp_path / "c.pt", ignore)
+    assert caught.value.code == "training_diverged"
+
+
+def test_the_log_is_told_everything_once_also_after_an_interruption(tmp_path: Path) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.done == 6:
+            raise KeyboardInterrupt
+
+    whole: list[tuple[int, Mapping[str, float]]] = []
+    train(
+        Regression(spec()),
+        spec(),
+        CPU,
+        tmp_path / "whole.pt",
+        ignore,
+        log=lambda *entry: whole.append(entry),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(spec()), spec(), CPU, tmp_path / "c.pt", kill)
+    resumed: list[tuple[int, Mapping[str, float]]] = []
+    train(
+        Regression(spec()),
+        spec(),
+        CPU,
+        tmp_path / "c.pt",
+        ignore,
+        log=lambda *entry: resumed.append(entry),
+    )
+    steps = [(step, numbers) for step, numbers in whole if "train/loss" in numbers]
+    assert [step for step, _ in steps] == list(range(1, 12))
+    assert [step for step, numbers in whole if "validation/accuracy" in numbers] == [3, 6, 9, 11]
+    assert sorted(whole, key=str) == sorted(resumed, key=str)
+
+
 def test_frozen_parameters_are_neither_trained_nor_saved(tmp_path: Path) -> None:
     task = Regression(spec())
     frozen = task.model[0]  # type: ignore[index]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.policy import check_merge
+from service.policy import check_finetune, check_merge
 from service.settings import Settings
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import MergeRequest
+from taumerge.schemas import FinetuneRequest, MergeRequest
 
 
 @pytest.fixture
@@ -102,3 +102,33 @@ def test_everything_is_refused_at_once_and_names_only_what_was_asked_for(
     assert "models-private" not in str(error.value)
     assert "TAUMERGE_READ_ROOTS" in str(error.value)
     assert "TAUMERGE_WRITE_ROOTS" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "dataset", "refusals"),
+    [
+        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/gulls/shades"}, []),
+        ("open_clip://ViT-B-32/openai", {"name": "mnist", "root": "hf://datasets/gulls/digits@v1"}, []),
+        ("hf://datasets/gulls/shades", {"uri": "hf://datasets/gulls/shades"}, [("base", "unsupported_uri")]),
+        ("/etc", {"uri": "/etc", "format": "parquet"}, [("base", "not_allowed"), ("uri", "not_allowed")]),
+        ("open_clip://ViT-B-32/openai", {"name": "mnist", "root": "/etc"}, [("root", "not_allowed")]),
+        (
+            "open_clip://ViT-B-32/openai",
+            {"uri": "hf://spaces/gulls/shades", "format": None},
+            [("uri", "unsupported_uri")],
+        ),
+    ],
+)
+def test_what_is_published_is_fetched_and_everything_else_lies_in_a_root(
+    settings: Settings, tmp_path: Path, base: str, dataset: dict[str, str], refusals: list[tuple[str, str]]
+) -> None:
+    task = {"kind": "clip", "dataset": dataset}
+    request = FinetuneRequest.model_validate(
+        {"base": base, "task": task, "output": str(tmp_path / "out" / "new")}
+    )
+    found: list[tuple[str | int, str]] = []
+    try:
+        check_finetune(request, settings)
+    except InvalidRequest as error:
+        found = [(item.loc[-1], item.code) for item in error.errors]
+    assert found == refusals

@@ -1,4 +1,4 @@
-"""Image data sets: the eight of the paper by name, or one's own image folders and Parquet files."""
+"""Image data sets: the eight of the paper by name, or one's own image folders, Parquet files and those of the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from taumerge.errors import InvalidRequest
 from taumerge.schemas import Dataset
 from workers.checkpoints.checkpoint import local_path
 from workers.finetuning.datasets.catalogue import CATALOGUE, DEFAULT_TEMPLATES
+from workers.finetuning.datasets.hub_address import is_hub
 
 if TYPE_CHECKING:
     from workers.finetuning.datasets.images import LabelledImages
@@ -37,16 +38,19 @@ def load_images(
         InvalidRequest: ``unreadable_dataset``, ``unknown_column``, ``no_images``, ``class_count``,
             ``label_out_of_range``, ``empty_class``, …
     """
-    from workers.finetuning.datasets.files import read_image_folder, read_parquet
+    from workers.finetuning.datasets.files import read_hub_images, read_image_folder, read_parquet
     from workers.finetuning.datasets.images import check_labels
     from workers.finetuning.datasets.layouts import LAYOUTS
 
+    if is_hub(dataset.uri) or is_hub(dataset.root):
+        data = read_hub_images(dataset, split, classes, loc)
+        check_labels(data, loc)
+        return data
     if dataset.uri is not None:
-        path = local_path(dataset.uri)
         if dataset.format == "parquet":
-            data = read_parquet(path, split, dataset.columns, classes, loc)
+            data = read_parquet(local_path(dataset.uri), split, dataset.columns, classes, loc)
         else:
-            data = read_image_folder(path, split, classes, loc)
+            data = read_image_folder(local_path(dataset.uri), split, classes, loc)
         check_labels(data, loc)
         return data
 

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder for each class, or Parquet files with a column of images."""
+"""Images of one's own: a folder for each class, Parquet files with a column of images, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taumerge.errors import InvalidRequest
-from workers.finetuning.datasets.images import LabelledImages
+from taumerge.schemas import Dataset
+from workers.finetuning.datasets.catalogue import CATALOGUE
+from workers.finetuning.datasets.hub import HubImage, read_hub
+from workers.finetuning.datasets.images import ImageSource, LabelledImages
 from workers.finetuning.datasets.layouts import Split
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -69,18 +72,50 @@ def read_parquet(
     if not all(isinstance(image, bytes) for image in images):
         message = "the image column holds no encoded images; it takes bytes, or {bytes, path}"
         raise InvalidRequest.at((*loc, "dataset", "columns", "image"), "no_images", message)
+    return _labelled(images, labels, classes, _stored_names(table.schema, columns.get("label", "label")), loc)
+
+
+def read_hub_images(
+    dataset: Dataset, split: Split, classes: Sequence[str] | None, loc: Sequence[str | int]
+) -> LabelledImages:
+    """A data set of the hub, with the columns ``image`` and ``label``; its labels hold numbers, or names.
+
+    Raises:
+        InvalidRequest: as ``read_hub``, and ``no_images``, ``unknown_class`` or ``class_names_needed``.
+    """
+    found = read_hub(dataset, split, ("image", "label"), loc)
+    labels = found.column("label")
+    if not labels or None in labels:
+        message = "a label is missing in it" if labels else "it has no rows"
+        raise InvalidRequest.at((*loc, "dataset"), "no_images", message)
+    names: Sequence[str] | None = found.class_names
+    if dataset.name and (names is None or all(name.isdigit() for name in names)):
+        names = CATALOGUE[dataset.name].class_names or names
+    images = [HubImage(found.rows, row) for row in range(len(labels))]
+    return _labelled(images, labels, classes, names, loc)
+
+
+def _labelled(
+    images: Sequence[ImageSource],
+    labels: Sequence[int | str],
+    classes: Sequence[str] | None,
+    stored: Sequence[str] | None,
+    loc: Sequence[str | int],
+) -> LabelledImages:
+    """The images with their classes: as the request lists them, else as the data ``stored`` them, else as labelled."""
     if isinstance(labels[0], str):
-        names = list(classes or sorted(set(labels)))
-        unknown = sorted(set(labels) - set(names))
+        names = list(classes or sorted(set(map(str, labels))))
+        unknown = sorted(set(map(str, labels)) - set(names))
         if unknown:
             message = f"the data has the class {unknown[0]!r}, which is not listed"
             raise InvalidRequest.at((*loc, "classes"), "unknown_class", message)
-        return LabelledImages(tuple(names), images, [names.index(label) for label in labels])
-    stored = classes or _stored_names(table.schema, columns.get("label", "label"))
-    if stored is None:
-        message = "the labels are numbers and the file does not name them; list the names of the classes"
+        numbers = {name: number for number, name in enumerate(names)}
+        return LabelledImages(tuple(names), images, [numbers[str(label)] for label in labels])
+    named = classes or stored
+    if named is None:
+        message = "the labels are numbers and the data does not name them; list the names of the classes"
         raise InvalidRequest.at((*loc, "classes"), "class_names_needed", message)
-    return LabelledImages(tuple(stored), images, [int(label) for label in labels])
+    return LabelledImages(tuple(named), images, [int(label) for label in labels])
 
 
 def read_tables(

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taumerge.errors import InvalidRequest
+from workers.finetuning.datasets.hub import HubImage
 
-ImageSource = Path | bytes | NDArray[np.uint8]
-"""An image file, its contents, or pixels [height, width] or [height, width, 3]."""
+ImageSource = Path | bytes | NDArray[np.uint8] | HubImage
+"""An image file, its contents, pixels [height, width] or [height, width, 3], or where its contents can be fetched."""
 
 SPLIT_SEED = 0
 LARGEST_VALIDATION = 5000
@@ -54,7 +55,7 @@ def decode(source: ImageSource) -> PIL.Image.Image:
     """The image in RGB."""
     if isinstance(source, np.ndarray):
         return PIL.Image.fromarray(source).convert("RGB")
-    with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with PIL.Image.open(_file(source)) as image:
         return image.convert("RGB")
 
 
@@ -149,12 +150,18 @@ def _is_sound(source: ImageSource) -> bool:
     if isinstance(source, np.ndarray):
         return True
     try:
-        with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with PIL.Image.open(_file(source)) as image:
             image.draft("RGB", (1, 1))  # a JPEG is read whole and decoded at an eighth of its size
             image.load()
     except _UNDECODABLE:
         return False
     return True
+
+
+def _file(source: Path | bytes | HubImage) -> Path | io.BytesIO:
+    if isinstance(source, Path):
+        return source
+    return io.BytesIO(source.read() if isinstance(source, HubImage) else source)
 
 
 def _name(source: ImageSource, index: int) -> str:

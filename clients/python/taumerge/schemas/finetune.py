@@ -10,7 +10,11 @@ from taumerge.schemas._parts import AnswerPart, JobError, OutputFile, RequestPar
 
 
 class Dataset(RequestPart):
-    """A named data set below ``root``, or files of one's own at ``uri``."""
+    """A named data set below ``root``, or data of one's own at ``uri``.
+
+    Both take ``hf://datasets/OWNER/NAME@REVISION``, a data set of the Hugging Face hub, too; without a revision its
+    newest commit.
+    """
 
     name: str | None = None
     """``cars``, ``dtd``, ``eurosat``, ``gtsrb``, ``mnist``, ``resisc45``, ``sun397`` or ``svhn``."""
@@ -19,6 +23,9 @@ class Dataset(RequestPart):
     uri: str | None = None
     """URI of a directory or file."""
     format: Literal["image_folder", "parquet", "jsonl"] | None = None
+    """Of the files at ``uri``; a data set of the hub has none."""
+    subset: str | None = None
+    """Which of the configurations of a data set of the hub; null: its default."""
     columns: dict[str, str] = Field(default_factory=dict)
     """What a column is for → its name: ``image`` and ``label``, ``text`` and ``label``, or ``prompt`` and
     ``response``. A column that is not listed is called as what it is for."""
@@ -27,9 +34,16 @@ class Dataset(RequestPart):
 
     @model_validator(mode="after")
     def _named_or_own(self) -> Dataset:
+        hub = (self.root or self.uri or "").startswith("hf://")
         named, own = (self.name, self.root), (self.uri, self.format)
-        if not (all(named) and not any(own) and not self.columns) and not (all(own) and not any(named)):
+        if any(named) == any(own) or not all(named if any(named) else (self.uri, self.format or hub)):
             raise ValueError("give either name and root, or uri and format (and columns)")
+        if hub and self.format:
+            raise ValueError("a data set of the hub has no format; leave it out")
+        if not hub and self.subset:
+            raise ValueError("only data sets of the hub have subsets; leave it out")
+        if not hub and self.name and self.columns:
+            raise ValueError("the layout of a named data set is known; leave columns out")
         return self
 
 
