@@ -64,6 +64,7 @@ def search_body(directory: Path) -> dict[str, Any]:
         "scaling": [0.1, 0.3, 0.55, 1.0, 1.7],
         "evaluation": {
             "kind": "standin",
+            "evaluators": 1,
             "tasks": {
                 task: {"options": {"teacher": teacher, "log": str(directory / "log")}}
                 for task, teacher in teachers.items()

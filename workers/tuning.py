@@ -89,7 +89,7 @@ def run_trials(
     """Run trials of ``trainable`` over ``space``, each on the resources of ``bundle``.
 
     Args:
-        scratch: a directory for Tune's own files, which is removed.
+        scratch: a directory for Tune's own files, which is removed; so is what a killed attempt left there.
         failures: how often a trial is started again when its process dies.
 
     Raises:
@@ -98,6 +98,7 @@ def run_trials(
     # Tune would print tables, log every result once more in three formats, and miss those logs at the end.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),
         param_space=space,

@@ -1,7 +1,8 @@
 """An evaluator that a deployment might add: a small perceptron on random inputs, scored by what another one says.
 
 Options of a task: ``teacher``, a checkpoint that labels the inputs; ``log``, a file that gets a line for each
-evaluation; ``wait``, a file: no evaluation ends while it exists; ``flip``, the share of wrong labels.
+evaluation; ``wait``, a file: no evaluation ends while it exists; ``flip``, the share of wrong labels; ``refuse``,
+a reason to refuse the task.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from taumerge.errors import InvalidRequest
 from taumerge.schemas import EvaluationSpec, Split
 
 EXAMPLES = 200
@@ -75,4 +77,7 @@ class StandIn:
 
 def build(base: str, spec: EvaluationSpec, tasks: Sequence[str], hardware: object) -> StandIn:
     """The entry point."""
+    for task in tasks:
+        if refusal := spec.tasks[task].options.get("refuse"):
+            raise InvalidRequest.at(("evaluation", "tasks", task), "refused", refusal)
     return StandIn(base.removeprefix("file://"), spec)

@@ -58,9 +58,8 @@ def score_baselines(
 
     for split in splits:
         if (BASE, 1.0, split) not in journal.records:
-            begun = time.perf_counter()
             moved = [actor.take.remote(plan.merge.base) for actor in bench.evaluators.actors]
-            keep(BASE, split, bench.evaluators.scored(split, moved, tick), time.perf_counter() - begun)
+            keep(BASE, split, *bench.evaluators.score(split, moved).wait(tick))
         progress.done += 1
 
     waiting: list[tuple[str, Split, list[ObjectRef[Any]]]] = []

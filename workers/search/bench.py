@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray import ObjectRef
@@ -14,7 +14,8 @@ from taumerge.schemas import Split
 from workers.merging.dispatch import Report
 from workers.merging.unit import DirectionPart
 from workers.search.directions import Direction, Recipe, Shards, Values, silent
-from workers.search.evaluators import Evaluators, Outcome, Tick, gather
+from workers.search.evaluators import Evaluators, Outcome, Pending, Tick, gather
+from workers.search.journal import Record
 
 IN_FLIGHT = 4
 """Units of a direction too large to keep that wait for the evaluators at a time."""
@@ -34,7 +35,7 @@ class Bench:
     """Bytes of V that the evaluators may hold; a larger V is computed for every λ anew, unit by unit, and dropped."""
     _held: str | None = field(default=None, init=False)
 
-    def score(
+    def begin(
         self,
         direction: Direction,
         scaling: float,
@@ -42,23 +43,26 @@ class Bench:
         *,
         tick: Tick = idle,
         report: Report = silent,
-    ) -> tuple[Outcome, float]:
-        """Score θ₀ + λ·V on all tasks; the outcome, and the wall seconds with everything that it took.
+    ) -> Pending:
+        """Let the evaluators score θ₀ + λ·V on all tasks.
 
         Args:
-            tick: called while the evaluators work.
+            tick: called while evaluators take V over.
             report: told how far computing V is.
         """
         begun = time.perf_counter()
         actors = self.evaluators.actors
-        if direction.bytes > self.room:
-            self._held = None
-            moved = stream(self.shards, direction.recipe, scaling, actors, tick, report)
-        else:
+        if self.holds(direction):
             self._hold(direction, tick, report)
             moved = [actor.move.remote(scaling) for actor in actors]
-        outcome = self.evaluators.scored(split, moved, tick)
-        return outcome, time.perf_counter() - begun
+        else:
+            self._held = None
+            moved = stream(self.shards, direction.recipe, scaling, actors, tick, report)
+        return replace(self.evaluators.score(split, moved), begun=begun)
+
+    def holds(self, direction: Direction) -> bool:
+        """Whether the evaluators can hold V, so that going to another λ computes nothing anew."""
+        return direction.bytes <= self.room
 
     def release(self) -> None:
         """Forget what the evaluators hold: another process has used them."""
@@ -98,3 +102,16 @@ def stream(
 
     shards.compute([recipe], take, report)
     return [reference for references in moving for reference in references]
+
+
+def record_of(direction: Direction, scaling: float, split: Split, outcome: Outcome, seconds: float) -> Record:
+    """What the journal keeps of a merged model that was scored."""
+    return Record(
+        direction.digest,
+        scaling,
+        split,
+        outcome.tasks,
+        round(seconds, 6),
+        round(outcome.evaluating, 6),
+        sorted(outcome.overflowed),
+    )

@@ -40,6 +40,28 @@ class Outcome:
     overflowed: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A model that the evaluators are scoring."""
+
+    tasks: tuple[str, ...]
+    moved: Sequence[ObjectRef[None]]
+    scored: Sequence[ObjectRef[Outcome]]
+    begun: float = field(default_factory=time.perf_counter)
+
+    def wait(self, tick: Tick) -> tuple[Outcome, float]:
+        """The outcome over all evaluators, and the wall seconds since it was begun."""
+        outcomes: list[Outcome] = gather([*self.moved, *self.scored], tick)[len(self.moved) :]
+        scores = {task: score for outcome in outcomes for task, score in outcome.tasks.items()}
+        whole = Outcome(
+            {task: scores[task] for task in self.tasks if task in scores},
+            max(outcome.evaluating for outcome in outcomes),
+            max(outcome.moving for outcome in outcomes),
+            frozenset[str]().union(*(outcome.overflowed for outcome in outcomes)),
+        )
+        return whole, time.perf_counter() - self.begun
+
+
 class EvaluatorActor:
     """A ``MergedModel`` as an actor. The driver must stay light, so torch is imported in the actor only."""
 
@@ -162,17 +184,9 @@ class Evaluators:
                 )
         gather(self._loading, tick)
 
-    def scored(self, split: Split, moved: Sequence[ObjectRef[None]], tick: Tick) -> Outcome:
-        """The outcome of the model that all evaluators were set to; ``moved`` are their answers to that."""
-        scores_of = [actor.score.remote(split) for actor in self.actors]
-        outcomes = gather([*moved, *scores_of], tick)[len(moved) :]
-        scores = {task: score for outcome in outcomes for task, score in outcome.tasks.items()}
-        return Outcome(
-            {task: scores[task] for task in self._spec.tasks if task in scores},
-            max(outcome.evaluating for outcome in outcomes),
-            max(outcome.moving for outcome in outcomes),
-            frozenset[str]().union(*(outcome.overflowed for outcome in outcomes)),
-        )
+    def score(self, split: Split, moved: Sequence[ObjectRef[None]]) -> Pending:
+        """Score the model that all evaluators were set to; ``moved`` are their answers to that."""
+        return Pending(tuple(self._spec.tasks), moved, [actor.score.remote(split) for actor in self.actors])
 
     def of_task(self, task: str) -> Any:
         """The evaluator that has the data of ``task``."""

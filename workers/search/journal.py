@@ -97,7 +97,7 @@ class Journal:
     def _write(self, content: dict[str, Any]) -> None:
         with _writable(self._path):
             os.write(self._fd, (json.dumps(content) + "\n").encode())
-            os.fsync(self._fd)
+            os.fdatasync(self._fd)
 
 
 @contextlib.contextmanager

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from taumerge.schemas import Evaluation, SearchResult
+from workers.drawing import COLOURS, FAINT, GRID, INK, quiet_axes
 from workers.reports import png
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#44337a")
-"""Of the rules: told apart by colour-blind readers too."""
-INK, FAINT, GRID = "#1c1d20", "#63666e", "#e3e4e8"
 POINTS_SHOWN = 15
 """Lines of fewer points show where they were evaluated."""
 NAME_LENGTH = 28
@@ -48,7 +44,7 @@ def score_picture(result: SearchResult, labels: Mapping[str, str], zero_shot: fl
     for one in sorted(result.evaluations, key=lambda one: one.scaling):
         directions[_key(one.method)].append(one)
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(sorted(labels))}
-    with _style():
+    with quiet_axes():
         figure = Figure(figsize=(9, 5.2), layout="constrained")
         axes = figure.subplots()
         for y, text in ((1.0, "individual"), (zero_shot, "zero-shot")):
@@ -88,7 +84,7 @@ def task_picture(rows: Sequence[Row], individual: Mapping[str, float]) -> bytes:
     shares = np.column_stack([shares, [row.score for row in rows]])
     written = np.column_stack([scores, [row.score for row in rows]])
     numbered = len(tasks) <= NUMBERED_TASKS
-    with _style():
+    with quiet_axes():
         width = 2.8 + (0.82 if numbered else 0.3) * (len(tasks) + 1)
         figure = Figure(figsize=(min(max(width, 6.0), 40.0), 1.5 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
@@ -97,7 +93,9 @@ def task_picture(rows: Sequence[Row], individual: Mapping[str, float]) -> bytes:
             shares, cmap="YlGnBu", vmin=low, vmax=max(1.0, float(shares.max())), aspect="auto"
         )
         axes.set_xticks(range(len(tasks) + 1), [_short(task) for task in tasks] + ["normalised"])
-        axes.tick_params(axis="x", rotation=35 if len(tasks) > 4 else 0, top=False, length=0)
+        axes.tick_params(
+            axis="x", rotation=0 if len(tasks) <= 4 else 35 if numbered else 90, top=False, length=0
+        )
         axes.tick_params(axis="y", length=0)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_xticks(np.arange(len(tasks) + 2) - 0.5, minor=True)
@@ -108,7 +106,7 @@ def task_picture(rows: Sequence[Row], individual: Mapping[str, float]) -> bytes:
         axes.spines[:].set_visible(False)
         middle = (low + 1.0) / 2 + 0.08 * (1.0 - low)
         for (row, column), share in np.ndenumerate(shares):
-            if numbered or column == len(tasks):
+            if numbered:
                 axes.text(
                     column, row, f"{written[row, column]:.3f}", ha="center", va="center", fontsize=9,
                     color="white" if share > middle else INK,
@@ -152,23 +150,3 @@ def _key(method: Mapping[str, Any]) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Quiet axes; names that hold a dollar sign are no mathematics."""
-    quiet: dict[Any, Any] = {
-        "text.parse_math": False,
-        "text.color": INK,
-        "axes.labelcolor": FAINT,
-        "axes.edgecolor": FAINT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": FAINT,
-        "ytick.color": FAINT,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "font.size": 10.5,
-    }
-    with mpl.rc_context(quiet):
-        yield

@@ -119,7 +119,11 @@ def _numbers(result: SearchResult, request: SearchRequest) -> Numbers:
     if zero := result.zero_shot.get(on):
         items.append((f"zero-shot on {on}", f"{zero.score:.4f}", f"average {zero.average:.4f}"))
     ended = "all that was asked for" if result.complete else "ended by the budget"
-    items.append(("evaluations", f"{len(result.evaluations):,}", ended))
+    # Rules and ρ with equal V share an evaluation, and so its seconds.
+    evaluated = len({(one.scaling, one.score, one.seconds) for one in result.evaluations})
+    merges = len(result.evaluations)
+    shared = f"; {evaluated:,} evaluations, as equal merges share one" if evaluated < merges else ""
+    items.append(("merges compared", f"{merges:,}", ended + shared))
     return Numbers(items)
 
 

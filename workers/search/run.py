@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from workers.merging.result import RECEIPT
 from workers.merging.run import Actors, Superseded, measure, stage_merge
 from workers.merging.sums import Sums
 from workers.search.baselines import BASE, individual_scores, score_baselines
-from workers.search.bench import Bench
+from workers.search.bench import Bench, record_of
 from workers.search.course import Course, plot_course
 from workers.search.directions import Direction, Recipe, Shards, room_for_directions, survey
 from workers.search.evaluators import Evaluators
@@ -127,6 +128,9 @@ class _Search:
     def evaluate(self) -> Outcomes:
         """Everything that takes the evaluators: the baselines, the merged models, and the test rows of the best."""
         with self.clock.phase("measure"):
+            importlib.import_module(
+                "workers.search.tuning"
+            )  # Tune takes a second, in which the evaluators load
             candidates = self._measure()
         with self.clock.phase("directions"):
             bench, directions = self._survey(candidates)
@@ -227,46 +231,45 @@ class _Search:
         candidates: Sequence[Candidate],
         directions: Sequence[Direction],
     ) -> None:
-        from workers.search.tuning import tune_lines  # Tune takes a second to import
+        from workers.search.tuning import tune_lines
 
-        if self.journal.ended is None:
-            rules: dict[str, list[str]] = {}
-            for candidate, direction in zip(candidates, directions, strict=True):
-                rules.setdefault(direction.digest, []).append(candidate.rule.name)
+        rules: dict[str, list[str]] = {}
+        for candidate, direction in zip(candidates, directions, strict=True):
+            rules.setdefault(direction.digest, []).append(candidate.rule.name)
+        ended = self.journal.ended
+        if ended is None and course.deadline is not None and time.time() >= course.deadline:
+            ended = "minutes"
+        elif ended is None:
             output = self.plan.merge.output
             ended = tune_lines(course, bench, self.journal, self.elapsed, rules, self.report, output)
             bench.release()
-            if ended == "minutes":
-                if not any(record.model in rules for record in self.journal.records.values()):
-                    raise JobFailed(
-                        "budget_too_small",
-                        f"budget.minutes was over after {self.elapsed():.0f} s, before the first evaluation of a "
-                        "merged model; give more",
-                    )
-                self.journal.end(ended)
-            self.stopped = None if course.suggestions and ended == "evaluations" else ended
-        else:
-            self.stopped = self.journal.ended
+        if ended == "minutes":
+            if not any(record.model in rules for record in self.journal.records.values()):
+                raise JobFailed(
+                    "budget_too_small",
+                    f"budget.minutes was over after {self.elapsed():.0f} s, before the first evaluation of a merged "
+                    "model; give more",
+                )
+            self.journal.end(ended)  # another attempt of this search decides as this one does
+        self.stopped = None if course.suggestions and ended == "evaluations" else ended
 
     def _test(self, best: Sequence[Found], bench: Bench) -> None:
         """Score the best of each rule on ``report_on``."""
-        from workers.search.tuning import evaluate
-
         split = self.plan.request.evaluation.report_on
         if split is None:
             return
         progress = Progress(phase="test", total=len(best), unit="evaluations")
+
+        def tick() -> None:
+            self.report(progress)
+
         for one in best:
             key = (one.direction.digest, one.evaluation.scaling, split)
             if key not in self.journal.records:
-                record = evaluate(
-                    bench,
-                    one.direction,
-                    one.evaluation.scaling,
-                    split,
-                    tick=lambda: self.report(progress),
-                    report=self.report,
+                pending = bench.begin(
+                    one.direction, one.evaluation.scaling, split, tick=tick, report=self.report
                 )
+                record = record_of(one.direction, one.evaluation.scaling, split, *pending.wait(tick))
                 self.journal.append(replace(record, elapsed=round(self.elapsed(), 3)))
             progress.done += 1
 

@@ -6,7 +6,6 @@ earlier attempt is answered from the journal: an interrupted search repeats its 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,11 +15,11 @@ from typing import Any
 from ray import tune
 
 from taumerge.errors import JobFailed, TaumergeError
-from taumerge.schemas import JobError, Progress, Split
+from taumerge.schemas import JobError, Progress
 from workers.merging.dispatch import Report
-from workers.search.bench import Bench
+from workers.search.bench import Bench, idle, record_of
 from workers.search.course import Course
-from workers.search.directions import Direction
+from workers.search.evaluators import Pending
 from workers.search.journal import Journal, Key, Record
 from workers.tuning import Watch, run_trials
 
@@ -44,6 +43,8 @@ class SweepTrial(tune.Trainable):
         self._direction = self._course.directions[new_config["direction"]]
         self._line = self._course.line(new_config["direction"], new_config.get("place"))
         self._latest: float | None = None
+        self._begun: tuple[float, Pending] | None = None
+        self._stopped: str | None = None
         return True
 
     def step(self) -> dict[str, Any]:
@@ -52,43 +53,44 @@ class SweepTrial(tune.Trainable):
         except TaumergeError as error:
             details = getattr(error, "details", {})
             failure = JobError(code=error.code, message=str(error), details=details)
-            return {SCORE: 0.0, FAILURE: failure.model_dump(), "done": True}
+            return {FAILURE: failure.model_dump(), SCORE: 0.0, "done": True}
 
     def _step(self) -> dict[str, Any]:
+        if self._begun is None:
+            self._begin()
+        if self._begun is None:
+            ended = {} if self._stopped is None else {STOPPED: self._stopped}
+            return {SCORE: self._latest or 0.0, "done": True} | ended
+        scaling, pending = self._begun
+        record = record_of(self._direction, scaling, self._course.split, *pending.wait(idle))
+        self._known[record.key] = record
+        self._tell(record)
+        self._begun = None
+        if self._bench.holds(self._direction):
+            self._begin()  # the evaluators work on while this result is reported and written down
+        return {SCORE: self._latest or 0.0, RECORD: asdict(record)}
+
+    def _begin(self) -> None:
+        """Begin the next evaluation, unless the line or the budget is at its end."""
         course = self._course
         while (scaling := self._line.next()) is not None:
-            record = self._known.get((self._direction.digest, scaling, course.split))
-            if record is not None:
-                self._tell(record)
-                continue
-            if course.most is not None and self._spent >= course.most:
-                return {STOPPED: "evaluations", "done": True}
-            if course.deadline is not None and time.time() >= course.deadline:
-                return {STOPPED: "minutes", "done": True}
-            record = evaluate(self._bench, self._direction, scaling, course.split)
-            self._known[record.key] = record
+            known = self._known.get((self._direction.digest, scaling, course.split))
+            if known is None:
+                break
+            self._tell(known)
+        if scaling is None:
+            return
+        if course.most is not None and self._spent >= course.most:
+            self._stopped = "evaluations"
+        elif course.deadline is not None and time.time() >= course.deadline:
+            self._stopped = "minutes"
+        else:
             self._spent += 1
-            self._tell(record)
-            return {SCORE: self._latest or 0.0, RECORD: asdict(record)}
-        return {SCORE: self._latest or 0.0, "done": True}
+            self._begun = scaling, self._bench.begin(self._direction, scaling, course.split)
 
     def _tell(self, record: Record) -> None:
         self._latest = self._course.score(record.tasks)
         self._line.tell(record.scaling, self._latest)
-
-
-def evaluate(bench: Bench, direction: Direction, scaling: float, split: Split, **waiting: Any) -> Record:
-    """One merged model on one split; ``waiting`` is passed on to ``Bench.score``."""
-    outcome, seconds = bench.score(direction, scaling, split, **waiting)
-    return Record(
-        direction.digest,
-        scaling,
-        split,
-        outcome.tasks,
-        round(seconds, 6),
-        round(outcome.evaluating, 6),
-        sorted(outcome.overflowed),
-    )
 
 
 class _SearchWatch(Watch):
@@ -224,7 +226,7 @@ def tune_lines(
         {"memory": 1},  # nothing that others wait for: the evaluators do the work
         space,
         watch,
-        output.with_name(f".{output.name}.tune-{os.getpid()}"),
+        output.with_name(f".{output.name}.tune"),
         config=tune.TuneConfig(
             metric=SCORE,
             mode="max",

@@ -10,11 +10,14 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import ray
+import torch
+from checkpoint_files import save
 from perceptrons import TASKS, logged
+from safetensors.torch import load_file
 from standin_evaluator import StandIn
 
 from taumerge.schemas import EvaluationSpec, Progress, SearchResult
+from workers.merging import plan as plan_module
 from workers.search import run as run_module
 
 Search = Callable[..., SearchResult]
@@ -46,6 +49,7 @@ def test_an_exhaustive_search_is_a_plain_loop_of_merges_to_the_last_digit(
     search: Search, merge: Merge, body: dict[str, Any], tmp_path: Path
 ) -> None:
     heard: list[Progress] = []
+    body["evaluation"]["evaluators"] = len(TASKS)
     result = search(body | {"methods": METHODS}, heard.append, job_id="search-1")
     evaluations = len(logged(tmp_path))
 
@@ -128,16 +132,25 @@ def best_of(evaluations: list[Any]) -> Any:
     return max(evaluations, key=lambda one: one.score)
 
 
-def test_what_does_not_fit_the_object_store_is_searched_unit_by_unit(
-    search: Search, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_fits_neither_the_object_store_nor_its_type(
+    search: Search, merge: Merge, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    small = body | {"methods": ["median", {"name": "cclip", "rho": [2.0]}], "scaling": [0.3, 1.0]}
-    resident = search(small)
+    """V is computed unit by unit for every λ; where a merged value overflows there is no score."""
+    for number, model in enumerate(body["models"]):
+        tensors = load_file(Path(model["uri"]) / "model.safetensors")
+        tensors["head.bias"] = torch.full_like(tensors["head.bias"], 20000.0)
+        model["uri"] = save(tmp_path / f"huge-{number}", tensors)
     monkeypatch.setattr(run_module, "room_for_directions", lambda: 100)
-    streamed = search(small | {"output": str(tmp_path / "streamed")})
-    assert [one.tasks for one in streamed.evaluations] == [one.tasks for one in resident.evaluations]
-    assert streamed.best.test == resident.best.test
-    assert [one.sha256 for one in streamed.files] == [one.sha256 for one in resident.files]
-    assert any("object store" in warning for warning in streamed.warnings)
-    assert not any("object store" in warning for warning in resident.warnings)
-    assert ray.is_initialized()
+    monkeypatch.setattr(plan_module, "SLICE", 64)  # several units
+    result = search(body | {"methods": ["task_arithmetic"], "scaling": [0.5, 1.0, 1.5, 2.0]})
+    assert [one.scaling for one in result.evaluations] == [0.5, 1.0]
+    assert any("2 λ from 1.5 on" in warning and "head.bias" in warning for warning in result.warnings)
+    assert any("object store" in warning for warning in result.warnings)
+    for one in result.evaluations:
+        output = str(tmp_path / f"merged-{one.scaling}")
+        models = [model["uri"] for model in body["models"]]
+        merge(
+            {"base": body["base"], "models": models, "method": one.method, "scaling": one.scaling}
+            | {"output": output}
+        )
+        assert one.tasks == plain_scores(output, body, "validation")

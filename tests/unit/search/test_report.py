@@ -120,6 +120,16 @@ def test_the_settings_say_how_it_was_searched(report: Page) -> None:
         assert part in report.text
 
 
+def test_merges_that_share_an_evaluation_are_no_evaluations(
+    tmp_path: Path, result: SearchResult, asked: SearchRequest
+) -> None:
+    first, second = result.evaluations[3], result.evaluations[6]
+    result.evaluations[6] = second.model_copy(update={"score": first.score})
+    write_report(tmp_path, result, asked)
+    text = read_page((tmp_path / "report.html").read_text()).text
+    assert "8ended by the budget; 7 evaluations, as equal merges share one" in text
+
+
 def test_a_search_without_a_report_split(tmp_path: Path, result: SearchResult, asked: SearchRequest) -> None:
     asked.evaluation.report_on = None
     for best in (result.best, *result.best_by_method.values()):
