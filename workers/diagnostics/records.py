@@ -89,18 +89,23 @@ def _impossible(index: int, record: dict[str, Any]) -> list[ErrorItem]:
 
 
 def _different_bases(base: Checkpoint, records: Sequence[dict[str, Any]]) -> list[str]:
-    """Records that name another base than the request. Models are moved and renamed, so it is no error."""
+    """Records that name another base than the request or than each other. Models move, so it is no error."""
     here = {_place(base.uri), str(local_path(base.uri).resolve())}
-    others: dict[str, list[int]] = {}
+    named: dict[str, list[str]] = {}
     for index, record in enumerate(records):
-        named = record.get("base")
-        if isinstance(named, str) and _place(named) not in here:
-            others.setdefault(named, []).append(index)
-    return [
-        f"{', '.join(f'models.{index}' for index in indices)}: trained from {named} according to the training record, "
-        f"and the base here is {base.uri}; if that is another model, τ_t means nothing"
-        for named, indices in others.items()
+        if isinstance(record.get("base"), str):
+            named.setdefault(_place(record["base"]), []).append(f"models.{index}")
+    # A name like open_clip://… says nothing about which directory holds that model.
+    found = [
+        f"{', '.join(models)}: trained from {place} according to the training record, and the base here is {base.uri}; "
+        "if that is another model, τ_t means nothing"
+        for place, models in named.items()
+        if place.startswith("/") and place not in here
     ]
+    if len(named) > 1 and not found:
+        listed = "; ".join(f"{', '.join(models)} {place}" for place, models in named.items())
+        found.append(f"the training records name different bases ({listed}); if they are, τ_t means nothing")
+    return found
 
 
 def _misfits(checkpoint: Checkpoint, record: dict[str, Any]) -> list[str]:

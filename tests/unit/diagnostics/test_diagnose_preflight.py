@@ -90,12 +90,21 @@ def test_records_of_another_base(body: dict[str, Any]) -> None:
     record(body, 0, base=body["base"])
     record(body, 1, base="file://" + body["base"] + "/../base/")
     assert warnings(body) == ()
-    record(body, 1, base="open_clip://ViT-B-32/openai")
+    record(body, 1, base="/models/other")
     [warning] = warnings(body)
-    assert warning.startswith("models.1: trained from open_clip://ViT-B-32/openai")
+    assert warning.startswith("models.1: trained from /models/other")
+    record(body, 0, base="file:///models/other")
+    [warning] = warnings(body)
+    assert warning.startswith("models.0, models.1: trained from /models/other")
+
+
+def test_records_that_name_a_published_base(body: dict[str, Any]) -> None:
     record(body, 0, base="open_clip://ViT-B-32/openai")
+    record(body, 1, base="open_clip://ViT-B-32/openai")
+    assert warnings(body) == ()
+    record(body, 1, base="open_clip://ViT-B-16/openai")
     [warning] = warnings(body)
-    assert warning.startswith("models.0, models.1: trained from")
+    assert "different bases (models.0 open_clip://ViT-B-32/openai; models.1 open_clip://ViT-B-16" in warning
 
 
 def test_a_record_of_other_weights(body: dict[str, Any]) -> None:

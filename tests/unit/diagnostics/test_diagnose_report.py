@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reading_html import Page, read_page
 
 from taumerge.schemas import DiagnoseRequest, DiagnoseResult
 from workers.diagnostics.report import write_report
-
-
-class Page(HTMLParser):
-    """What a browser would read and fetch."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.alts: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.fetched += [str(values[key]) for key in ("src", "href", "srcset", "data") if key in values]
-        if tag == "img":
-            self.alts.append(values["alt"] or "")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def diagnosis(count: int, **changes: Any) -> DiagnoseResult:
@@ -58,7 +38,7 @@ def written(result: DiagnoseResult, directory: Path) -> tuple[list[str], Page]:
         directory, result, DiagnoseRequest.model_validate({"base": "/models/base", "models": models})
     )
     assert sorted(names) == sorted(path.name for path in directory.iterdir())
-    return names, Page((directory / "report.html").read_text())
+    return names, read_page((directory / "report.html").read_text())
 
 
 def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
@@ -73,9 +53,10 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
         "gradients.png",
         "report.html",
     ]
-    assert len(page.fetched) == len(page.alts) == 6
-    assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
-    assert all(page.alts)
+    page.check_self_contained()
+    pictures = [path.read_bytes() for path in (tmp_path / "out").glob("*.png")]
+    assert sorted(page.images) == sorted(pictures)
+    assert all(page.alternatives)
     for text in ("5 < 6 & so on", "a warning", "<b>$0_", "0.82", "2.5", "0.7", "<i>"):
         assert text in page.text
 

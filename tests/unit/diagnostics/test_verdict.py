@@ -154,6 +154,30 @@ def test_one_model_and_models_equal_to_the_base() -> None:
     ]
 
 
+MINIATURE = {
+    "handwriting": (0.1965, 10.01),
+    "house_numbers": (0.2415, 10.81),
+    "shapes": (0.034, 2.37),
+    "counting": (0.0064, 0.63),
+    "arrows": (0.02175, 1.85),
+    "textures": (0.258, 11.83),
+    "signs": (0.00395, 0.42),
+    "land": (0.04425, 2.55),
+}
+"""Sum of learning rates and norm of the models of one heterogeneous draw of examples/miniature."""
+
+
+def test_the_miniature_trained_alike_and_trained_differently() -> None:
+    lr_sums, norms = zip(*MINIATURE.values(), strict=True)
+    alike = diagnosis(np.eye(8) * 2.2, [0.0305] * 8)
+    assert says(alike, "training is homogeneous: χ² = 0.00")
+    assert says(alike, "nearly orthogonal")
+    assert len(verdict(alike)) == 3
+    different = diagnosis(np.diag(norms), lr_sums)
+    assert says(different, "training is heterogeneous: χ² = 5.5", "ft-5 carries 32 %", "fednova")
+    assert says(different, "norms differ 28.2-fold", "cclip with rho from 0.42 to 11.8")
+
+
 def test_gradients_that_do_not_agree() -> None:
     def with_gradients(norms: list[float], diversity: float) -> DiagnoseResult:
         square = sum(norm**2 for norm in norms) / len(norms)
