@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from examples.miniature.captions import CONTEXT_LENGTH, vocabulary, write_tokenizer
-from examples.miniature.drawing import SIZE, SUBJECTS, Picture, Style
+from examples.miniature.drawing import SIZE
+from examples.miniature.world import SEED, draw_world
 
-SEED = 0
 PICTURES = 50_000
 CHUNK = 500
 STEPS = 2000
@@ -33,29 +32,6 @@ WEIGHT_DECAY = 0.1
 LARGEST_LOGIT_SCALE = math.log(100)
 LARGEST_SHIFT = 2
 """Pictures are shifted by at most so many pixels."""
-COLOURED = 0.3
-"""Share of captions that speak of colours."""
-
-STYLE = Style(
-    fonts=(
-        "DejaVuSans",
-        "DejaVuSans-Bold",
-        "DejaVuSansMono",
-        "DejaVuSerif",
-        "DejaVuSans-Oblique",
-        "STIXGeneral",
-        "STIXGeneralBol",
-        "cmr10",
-        "cmss10",
-    ),
-    outlined=0.15,
-    tilt=8,
-    busy=0.2,
-    blur=0.4,
-    noise=8,
-    light=0.15,
-)
-"""How the base's pictures are drawn."""
 
 CONFIG = {
     "model_cfg": {
@@ -80,25 +56,6 @@ CONFIG = {
 """Contents of ``open_clip_config.json``."""
 
 
-def draw_pictures(chunk: int, style: Style = STYLE) -> tuple[NDArray[np.uint8], list[str]]:
-    """``CHUNK`` pictures, [n, 32, 32, 3], and their captions; another ``chunk`` gives others."""
-    random = np.random.default_rng((SEED, chunk))
-    subjects = list(SUBJECTS.values())
-    pictures, captions = [], []
-    for _ in range(CHUNK):
-        subject = subjects[random.integers(len(subjects))]
-        label = int(random.integers(len(subject.classes)))
-        picture = Picture(random, style)
-        subject.draw(picture, label)
-        coloured = subject.coloured and picture.chance(COLOURED)
-        template = picture.one_of(subject.coloured if coloured else subject.templates)
-        pictures.append(picture.finish())
-        captions.append(
-            template.format(subject.classes[label], ink=picture.ink_name, paper=picture.paper_name)
-        )
-    return np.stack(pictures), captions
-
-
 def pretrain(directory: Path, steps: int = STEPS, pictures: int = PICTURES) -> None:
     """Write the base into ``directory``, in open_clip's own layout."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -109,9 +66,12 @@ def pretrain(directory: Path, steps: int = STEPS, pictures: int = PICTURES) -> N
     tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     began = time.monotonic()
     with ProcessPoolExecutor() as pool:
-        drawn = list(pool.map(draw_pictures, range(pictures // CHUNK)))
-    images = torch.from_numpy(np.concatenate([chunk for chunk, _ in drawn])).permute(0, 3, 1, 2).contiguous()
-    texts = tokenizer([caption for _, captions in drawn for caption in captions])
+        chunks = pictures // CHUNK
+        drawn = list(pool.map(draw_world, range(chunks), [CHUNK] * chunks))
+    images = (
+        torch.from_numpy(np.concatenate([chunk for chunk, _, _ in drawn])).permute(0, 3, 1, 2).contiguous()
+    )
+    texts = tokenizer([caption for _, captions, _ in drawn for caption in captions])
     print(f"drew {len(images)} pictures in {time.monotonic() - began:.0f} s", flush=True)
 
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))

@@ -1,0 +1,123 @@
+"""The tables of the demo show what the service answered."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from examples.miniature.experiment import Outcome
+from examples.miniature.finetunes import Kind
+from examples.miniature.table import compare, comparison_table, results_table
+from taumerge import DiagnoseResult, MergeResult, SearchResult
+
+
+def scores(score: float, **tasks: float) -> dict[str, Any]:
+    return {"score": score, "average": sum(tasks.values()) / len(tasks), "tasks": tasks}
+
+
+def outcome(kind: Kind, draw: int, **rules: float) -> Outcome:
+    """A search whose best of each rule has this normalised test accuracy."""
+    best = {
+        name: {
+            "method": {"name": name, "scale": "mean"},
+            "scaling": 0.25,
+            "seconds": 1.0,
+            **scores(0.5, signs=0.5, land=0.25),
+            "test": scores(score, signs=0.625, land=0.375),
+        }
+        for name, score in rules.items()
+    }
+    search = {
+        "output": "/search",
+        "evaluations": [],
+        "best": best[max(rules, key=lambda name: rules[name])],
+        "best_by_method": best,
+        "individual": {"test": scores(1.0, signs=0.75, land=0.875)},
+        "zero_shot": {"test": scores(0.4, signs=0.5, land=0.125)},
+        "complete": True,
+        "files": [],
+        "seconds": {},
+    }
+    diagnosis = {
+        "models": [],
+        "cosine": [],
+        "merged_norm": 1.0,
+        "agreement": [],
+        "chi_square": 3.25,
+        "groups": [],
+        "verdict": [],
+        "seconds": {},
+    }
+    merge = {
+        "output": "/merged",
+        "files": [],
+        "tensors": {"merged": 1, "copied": 0, "dropped": 0},
+        "models": [],
+        "scaling": 0.25,
+        "seconds": {},
+        "bytes_read": 0,
+        "bytes_written": 0,
+    }
+    return Outcome(
+        kind,
+        draw,
+        [],
+        DiagnoseResult.model_validate(diagnosis),
+        SearchResult.model_validate(search),
+        MergeResult.model_validate(merge),
+    )
+
+
+def printed(table: Table) -> list[list[str]]:
+    text = io.StringIO()
+    Console(file=text, width=120).print(table)
+    return [line.split() for line in text.getvalue().splitlines()]
+
+
+def test_results_stand_between_the_base_and_the_fine_tuned_models() -> None:
+    lines = printed(results_table([outcome("different", 0, task_arithmetic=0.625, median=0.75)]))
+    assert ["different", "training", "(χ²", "=", "3.25)"] in lines
+    assert ["zero-shot", "50.0", "12.5", "31.2", "40.0"] in lines
+    assert ["fine-tuned,", "each", "on", "its", "task", "75.0", "87.5", "81.2", "100.0"] in lines
+    assert ["median", "0.25", "62.5", "37.5", "50.0", "75.0"] in lines
+
+
+def test_differences_are_paired() -> None:
+    draws = [
+        outcome("different", 0, task_arithmetic=0.50, median=0.75),
+        outcome("different", 1, task_arithmetic=0.25, median=0.75),
+        outcome("same", 0, task_arithmetic=0.50, median=0.25),
+    ]
+    assert compare(draws, "different") == [
+        ("task_arithmetic", [0.50, 0.25], [0.0, 0.0]),
+        ("median", [0.75, 0.75], [0.25, 0.5]),
+    ]
+    lines = printed(comparison_table(draws))
+    assert [
+        "median",
+        "0.750",
+        "±",
+        "0.000",
+        "+0.375",
+        "±",
+        "0.177",
+        "+0.250",
+        "+0.500",
+        "2",
+        "of",
+        "2",
+    ] in lines
+    assert ["median", "0.250", "-0.250", "-0.250", "-0.250", "0", "of", "1"] in lines
+
+
+def test_a_rule_that_was_not_found_in_a_draw_is_an_error() -> None:
+    draws = [
+        outcome("same", 0, task_arithmetic=0.5, median=0.5),
+        outcome("same", 1, task_arithmetic=0.5),
+    ]
+    with pytest.raises(KeyError):
+        compare(draws, "same")
