@@ -21,6 +21,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.deployment import SERVE_APP, deploy, undeploy
+from service.migrations import SchemaTooNew
 from service.runner import start_runner
 from service.settings import Settings
 from service.store import Store
@@ -82,7 +83,7 @@ def _describe(loc: tuple[int | str, ...], message: str) -> str:
 def _check_database(url: str) -> None:
     try:
         Store.open(url).close()
-    except (SQLAlchemyError, OSError, ImportError) as error:
+    except (SQLAlchemyError, SchemaTooNew, OSError, ImportError) as error:
         with contextlib.suppress(SQLAlchemyError):
             url = make_url(url).render_as_string(hide_password=True)
         reason = _first_line(getattr(error, "orig", None) or error)

@@ -108,7 +108,7 @@ def _json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 _QUEUED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job, "description": "The job that ended in time"},
     202: {"model": Job, "description": "The queued job"},
-    **documented(401, 403, 409, 413, 422, 503),
+    **documented(401, 403, 409, 413, 422, 429, 503),
 }
 _PLANNED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"}
@@ -198,7 +198,9 @@ async def _queue(
         job = await run_in_threadpool(service.store.find_by_key, idempotency_key, kind, body)
     if job is None:
         await run_in_threadpool(check)
-        job = await run_in_threadpool(service.store.create, kind, body, idempotency_key)
+        job = await run_in_threadpool(
+            service.store.create, kind, body, idempotency_key, max_queued=service.settings.max_queued_jobs
+        )
         service.wake()
     return await _answer(service.store, job, prefer)
 

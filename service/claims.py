@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from taumerge.errors import TaumergeError
 from taumerge.schemas import JobKind
 
-__all__ = ["Claim", "Event", "IdempotencyConflict", "JobEnded", "LeaseLost", "UnknownJob"]
+__all__ = [
+    "Claim",
+    "Event",
+    "IdempotencyConflict",
+    "JobEnded",
+    "LeaseLost",
+    "QueueFull",
+    "Staged",
+    "UnknownJob",
+]
 
 
 class UnknownJob(TaumergeError):
@@ -29,6 +39,12 @@ class IdempotencyConflict(TaumergeError):
     code = "idempotency_conflict"
 
 
+class QueueFull(TaumergeError):
+    """As many jobs wait as may."""
+
+    code = "queue_full"
+
+
 class LeaseLost(TaumergeError):
     """The job is no longer this attempt's: stop working on it and write nothing more."""
 
@@ -44,6 +60,13 @@ class Claim:
     request: dict[str, Any]
     owner: str
     attempt: int
+
+
+class Staged(NamedTuple):
+    """A hidden directory in which an output grows; see ``Staging``."""
+
+    output: Path
+    identity: str
 
 
 class Event(NamedTuple):

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from service.claims import IdempotencyConflict, JobEnded, UnknownJob
+from service.claims import IdempotencyConflict, JobEnded, QueueFull, UnknownJob
 from taumerge.errors import ErrorItem, InvalidRequest, TaumergeError
 from taumerge.schemas import Problem
 
@@ -22,7 +22,13 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
-_STATUS: Mapping[type[TaumergeError], int] = {UnknownJob: 404, JobEnded: 409, IdempotencyConflict: 409}
+_STATUS: Mapping[type[TaumergeError], int] = {
+    UnknownJob: 404,
+    JobEnded: 409,
+    IdempotencyConflict: 409,
+    QueueFull: 429,
+}
+_QUEUE_RETRY_SECONDS = 5
 
 
 def problem(
@@ -61,7 +67,8 @@ def install(app: FastAPI) -> None:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, TaumergeError)
-    return problem(_STATUS[type(error)], error.code, str(error))
+    headers = {"Retry-After": str(_QUEUE_RETRY_SECONDS)} if isinstance(error, QueueFull) else None
+    return problem(_STATUS[type(error)], error.code, str(error), headers=headers)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

@@ -39,6 +39,10 @@ class Settings(WorkerSettings):
     """Port to listen on."""
     max_running_jobs: int = Field(default=2, ge=1, le=64)
     """Jobs that run at the same time; they share the shard workers."""
+    max_queued_jobs: int = Field(default=1000, ge=1)
+    """Jobs that may wait; what comes beyond is refused with 429, and may come again."""
+    job_ttl: float | None = Field(default=None, gt=0)
+    """Seconds after which ended jobs are forgotten (their outputs stay); null: never."""
     max_attempts: int = Field(default=3, ge=1)
     """How often a job is started before the loss of its process makes it fail."""
     lease_seconds: float = Field(default=15.0, ge=1.0)

@@ -8,63 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    delete,
-    func,
-    insert,
-    literal,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, tuple_, update
 from ulid import ULID
 
-from service.claims import Claim, Event, IdempotencyConflict, JobEnded, LeaseLost, UnknownJob
-from service.tables import counters, events, jobs, open_engine, runners
+from service.attempts import Attempts
+from service.claims import Event, IdempotencyConflict, JobEnded, QueueFull, Staged, UnknownJob
+from service.tables import counters, events, jobs, staging, take_turns
+from service.transitions import append_event, end, job_of, upsert
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import Job, JobError, JobKind, JobResult, JobState, MergeResult, Progress
+from taumerge.schemas import ENDED, Job, JobKind, JobState
 
-__all__ = ["Store"]
+__all__ = ["RESUMED_KINDS", "Store"]
+
+RESUMED_KINDS: frozenset[JobKind] = frozenset({"search", "finetune"})
+"""Long jobs: what they leave behind when they fail lets the user's next attempt go on from it."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Store:
+class Store(Attempts):
     """Jobs, their events and what they add up to. Safe to share between threads, not across a fork."""
-
-    def __init__(self, engine: Engine, clock: Callable[[], datetime] = _now) -> None:
-        self._engine = engine
-        self._reading = engine.execution_options(reads_only=True)
-        self._clock = clock
-
-    @classmethod
-    def open(cls, url: str) -> Self:
-        """Connect to the database at ``url`` and create what is missing there (errors: ``open_engine``)."""
-        return cls(open_engine(url))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._engine.dispose()
 
     # ------------------------------------------------------------------------------------ clients
 
-    def create(self, kind: JobKind, request: Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+    def create(
+        self,
+        kind: JobKind,
+        request: Mapping[str, Any],
+        idempotency_key: str | None = None,
+        *,
+        max_queued: int | None = None,
+    ) -> Job:
         """Queue a job, or return the one that the same key and request made before.
+
+        Args:
+            max_queued: jobs that may wait, this one included; None: any number.
 
         Raises:
             IdempotencyConflict: the key belongs to another request.
+            QueueFull: as many jobs wait already.
         """
         row = {
             "id": f"{kind}-{ULID()}",
@@ -75,16 +60,17 @@ class Store:
             "idempotency_key": idempotency_key,
             "request_hash": _request_hash(kind, request),
         }
-        try:
-            with self._engine.begin() as connection:
-                job = _job(connection.execute(insert(jobs).values(row).returning(jobs)).one())
-                _append(connection, job.id, "state", {"state": "queued"})
-                return job
-        except IntegrityError:
-            earlier = idempotency_key and self.find_by_key(idempotency_key, kind, request)
-            if not earlier:
-                raise
-            return earlier
+        with self._engine.begin() as connection:
+            take_turns(connection, "queue")  # so that no other job is queued between the count and the insert
+            if idempotency_key is not None and (earlier := _by_key(connection, idempotency_key)) is not None:
+                return _same_request(earlier, kind, request)
+            if max_queued is not None and _queued(connection) >= max_queued:
+                raise QueueFull(
+                    f"{max_queued} jobs are waiting, and no more may (TAUMERGE_MAX_QUEUED_JOBS); try again later"
+                )
+            job = job_of(connection.execute(insert(jobs).values(row).returning(jobs)).one())
+            append_event(connection, job.id, "state", {"state": "queued"})
+        return job
 
     def find_by_key(self, idempotency_key: str, kind: JobKind, request: Mapping[str, Any]) -> Job | None:
         """The job that this key made, if there is one.
@@ -93,16 +79,8 @@ class Store:
             IdempotencyConflict: the key belongs to another request.
         """
         with self._reading.begin() as connection:
-            row = connection.execute(
-                select(jobs).where(jobs.c.idempotency_key == idempotency_key)
-            ).one_or_none()
-        if row is None:
-            return None
-        if row.request_hash != _request_hash(kind, request):
-            raise IdempotencyConflict(
-                f"this idempotency key belongs to job {row.id}, which has another request; use a new key"
-            )
-        return _job(row)
+            row = _by_key(connection, idempotency_key)
+        return None if row is None else _same_request(row, kind, request)
 
     def get(self, job_id: str) -> Job:
         """One job.
@@ -114,7 +92,7 @@ class Store:
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise UnknownJob(f"there is no job {job_id}")
-        return _job(row)
+        return job_of(row)
 
     def list(
         self,
@@ -143,7 +121,7 @@ class Store:
                         ["query", "cursor"], "invalid_cursor", "use next_cursor of the page before, unchanged"
                     )
                 query = query.where(tuple_(*age) < tuple(last))
-            page = [_job(row) for row in connection.execute(query)]
+            page = [job_of(row) for row in connection.execute(query)]
         return page[:limit], page[limit - 1].id if len(page) > limit else None
 
     def request_cancel(self, job_id: str) -> Job:
@@ -154,7 +132,9 @@ class Store:
             JobEnded: the job has already ended.
         """
         with self._engine.begin() as connection:
-            ended = self._end(connection, (jobs.c.id == job_id) & (jobs.c.state == "queued"), "cancelled")
+            ended = end(
+                connection, (jobs.c.id == job_id) & (jobs.c.state == "queued"), "cancelled", self._clock()
+            )
             if ended:
                 return ended[0]
             row = connection.execute(
@@ -164,7 +144,7 @@ class Store:
                 .returning(jobs)
             ).one_or_none()
             if row is not None:
-                return _job(row)
+                return job_of(row)
         job = self.get(job_id)
         raise JobEnded(f"job {job_id} has ended: it {_ENDING[job.state]}")
 
@@ -175,142 +155,41 @@ class Store:
         with self._reading.begin() as connection:
             return [Event(*row) for row in connection.execute(query)]
 
-    # ------------------------------------------------------------------------------------ runners
+    # ---------------------------------------------------------------------------------- housekeeping
 
-    def claim(self, owner: str, *, lease_seconds: float, max_attempts: int) -> Claim | None:
-        """Take the oldest queued job for ``owner``; None where there is none.
-
-        Jobs whose lease has run out go back to the queue first, or fail after ``max_attempts``.
-        """
-        now = self._clock()
-        oldest = (
-            select(jobs.c.id)
-            .where(jobs.c.state == "queued")
-            .order_by(jobs.c.created_at, jobs.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        claim = (
-            update(jobs)
-            .where(jobs.c.id == oldest, jobs.c.state == "queued")
-            .values(
-                state="running",
-                owner=owner,
-                attempt=jobs.c.attempt + 1,
-                lease_expires_at=now + timedelta(seconds=lease_seconds),
-                started_at=func.coalesce(jobs.c.started_at, literal(now, jobs.c.started_at.type)),
-                progress=None,
+    def forget(self, ended_before: datetime) -> int:
+        """Delete the jobs that ended before then, with their events. Returns how many."""
+        with self._engine.begin() as connection:
+            old = connection.execute(
+                delete(jobs)
+                .where(jobs.c.state.in_(ENDED), jobs.c.finished_at < ended_before)
+                .returning(jobs.c.id)
             )
-            .returning(jobs)
-        )
-        with self._engine.begin() as connection:
-            expired = (jobs.c.state == "running") & (jobs.c.lease_expires_at < now)
-            self._requeue(connection, expired, "no sign of life from its runner", max_attempts)
-            row = connection.execute(claim).one_or_none()
-            if row is None:
-                return None
-            _append(connection, row.id, "state", {"state": "running"})
-            if row.attempt > 1:
-                _append(
-                    connection, row.id, "log", {"message": f"attempt {row.attempt} of {max_attempts} starts"}
-                )
-        return Claim(row.id, row.kind, row.request, owner, row.attempt)
+            return len(old.all())
 
-    def heartbeat(self, owner: str, lease_seconds: float) -> None:
-        """Renew the leases of every job that ``owner`` runs, and say that it is there."""
-        now = self._clock()
-        with self._engine.begin() as connection:
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.state == "running", jobs.c.owner == owner)
-                .values(lease_expires_at=now + timedelta(seconds=lease_seconds))
-            )
-            self._upsert(connection, runners, {"owner": owner, "seen_at": now}, {"seen_at": now})
-            connection.execute(delete(runners).where(runners.c.seen_at < now - timedelta(days=1)))
+    def orphans(self) -> Sequence[Staged]:
+        """The noted directories that no job will go on with.
 
-    def leave(self, owner: str) -> None:
-        """Let go of everything that ``owner`` holds: its jobs start again elsewhere, at once."""
-        with self._engine.begin() as connection:
-            mine = (jobs.c.state == "running") & (jobs.c.owner == owner)
-            self._requeue(connection, mine, "its runner was stopped", max_attempts=None)
-            connection.execute(delete(runners).where(runners.c.owner == owner))
-
-    def lost(self, claim: Claim, reason: str, *, max_attempts: int) -> None:
-        """The attempt's process died: queue the job again, or fail it after ``max_attempts``.
-
-        A claim that is no longer valid changes nothing.
+        Those of a merge or diagnosis that has ended, and of a job that is forgotten: the evaluations of a search and
+        the last checkpoint of a fine-tune are of use to a later attempt of the user's.
         """
-        with self._engine.begin() as connection:
-            self._requeue(connection, _fence(claim), reason, max_attempts)
-
-    def runner_seen_at(self) -> datetime | None:
-        """When a runner last gave a sign of life."""
+        kept = jobs.c.state.not_in(ENDED) | jobs.c.kind.in_(RESUMED_KINDS)
+        query = select(staging.c.output, staging.c.identity, func.max(case((kept, 1), else_=0)).label("kept"))
+        query = query.outerjoin_from(staging, jobs, staging.c.job_id == jobs.c.id)
+        query = query.group_by(staging.c.output, staging.c.identity)
         with self._reading.begin() as connection:
-            seen_at: datetime | None = connection.execute(select(func.max(runners.c.seen_at))).scalar_one()
-        return seen_at
-
-    # ------------------------------------------------------------------------------- a running job
-
-    def report(self, claim: Claim, progress: Progress) -> bool:
-        """Write the job's progress; whether its cancellation was asked for.
-
-        Raises:
-            LeaseLost: the job is no longer this attempt's.
-        """
-        data = progress.model_dump(mode="json")
-        with self._engine.begin() as connection:
-            cancel = connection.execute(
-                update(jobs).where(_fence(claim)).values(progress=data).returning(jobs.c.cancel_requested)
-            ).scalar_one_or_none()
-            if cancel is None:
-                raise _lease_lost(claim)
-            # A newer progress supersedes all before it, so only the newest is kept.
-            connection.execute(
-                delete(events).where(events.c.job_id == claim.job_id, events.c.event == "progress")
-            )
-            _append(connection, claim.job_id, "progress", data)
-        return bool(cancel)
-
-    def succeed(self, claim: Claim, result: JobResult, progress: Progress | None = None) -> None:
-        """End the job with its result and its last progress.
-
-        Raises:
-            LeaseLost: the job is no longer this attempt's.
-        """
-        added: list[tuple[str, str, float]] = []
-        if isinstance(result, MergeResult):
-            added += [
-                ("bytes", "read", float(result.bytes_read)),
-                ("bytes", "written", float(result.bytes_written)),
+            return [
+                Staged(Path(row.output), row.identity) for row in connection.execute(query) if not row.kept
             ]
-            added += [("seconds", phase, seconds) for phase, seconds in sorted(result.seconds.items())]
+
+    def swept(self, directory: Staged) -> None:
+        """The directory is gone."""
         with self._engine.begin() as connection:
-            outcome = {"result": result.model_dump(mode="json")}
-            if progress is not None:
-                outcome["progress"] = progress.model_dump(mode="json")
-            self._finish(connection, claim, "succeeded", **outcome)
-            for name, label, value in added:
-                row = {"name": name, "label": label, "value": value}
-                self._upsert(connection, counters, row, {"value": counters.c.value + value})
-
-    def fail(self, claim: Claim, error: JobError) -> None:
-        """End the job with an error.
-
-        Raises:
-            LeaseLost: the job is no longer this attempt's.
-        """
-        with self._engine.begin() as connection:
-            self._finish(connection, claim, "failed", error=error.model_dump(mode="json"))
-
-    def cancelled(self, claim: Claim) -> None:
-        """End the job as cancelled.
-
-        Raises:
-            LeaseLost: the job is no longer this attempt's.
-        """
-        with self._engine.begin() as connection:
-            self._finish(connection, claim, "cancelled")
+            connection.execute(
+                delete(staging).where(
+                    staging.c.output == str(directory.output), staging.c.identity == directory.identity
+                )
+            )
 
     # ------------------------------------------------------------------------------------- metrics
 
@@ -320,85 +199,23 @@ class Store:
         with self._reading.begin() as connection:
             return {(row[0], row[1]): row[2] for row in connection.execute(query)}
 
+    def note_resident(self, nbytes: int) -> None:
+        """What the shard workers keep resident at the moment."""
+        row = {"name": "resident_bytes", "label": "", "value": float(nbytes)}
+        with self._engine.begin() as connection:
+            upsert(connection, counters, row, {"value": row["value"]})
+
     def totals(self) -> dict[tuple[str, str], float]:
-        """What all merges add up to: ``("bytes", "read" | "written")`` and ``("seconds", phase)``."""
+        """What was counted.
+
+        ``("bytes", "read" | "written")`` and ``("seconds", phase)`` of all merges, ``("retries", kind)``,
+        ``("lease_losses", "")``, and ``("resident_bytes", "")`` as last noted.
+        """
         with self._reading.begin() as connection:
             return {(row.name, row.label): row.value for row in connection.execute(select(counters))}
 
-    # ------------------------------------------------------------------------------------ internals
-
-    def _finish(self, connection: Connection, claim: Claim, state: JobState, **outcome: Any) -> None:
-        if not self._end(connection, _fence(claim), state, **outcome):
-            raise _lease_lost(claim)
-
-    def _end(
-        self, connection: Connection, which: ColumnElement[bool], state: JobState, **outcome: Any
-    ) -> Sequence[Job]:
-        """Put ``which`` jobs into an ended ``state`` and return them."""
-        rows = connection.execute(
-            update(jobs)
-            .where(which)
-            .values(state=state, finished_at=self._clock(), owner=None, lease_expires_at=None, **outcome)
-            .returning(jobs)
-        ).all()
-        for row in rows:
-            _append(connection, row.id, "state", {"state": state})
-        return [_job(row) for row in rows]
-
-    def _requeue(
-        self, connection: Connection, which: ColumnElement[bool], reason: str, max_attempts: int | None
-    ) -> None:
-        """Take ``which`` running jobs from their owner; without ``max_attempts`` none of them fails."""
-        self._end(connection, which & jobs.c.cancel_requested, "cancelled")
-        if max_attempts is not None:
-            error = JobError(
-                code="worker_lost",
-                message=f"the job lost its process at each of {max_attempts} attempts; the last time: {reason}",
-            )
-            self._end(
-                connection,
-                which & (jobs.c.attempt >= max_attempts),
-                "failed",
-                error=error.model_dump(mode="json"),
-            )
-        rows = connection.execute(
-            update(jobs)
-            .where(which)
-            .values(state="queued", owner=None, lease_expires_at=None, progress=None)
-            .returning(jobs.c.id)
-        ).all()
-        for row in rows:
-            _append(connection, row.id, "log", {"message": f"back in the queue: {reason}"})
-            _append(connection, row.id, "state", {"state": "queued"})
-
-    def _upsert(
-        self, connection: Connection, table: Any, row: dict[str, Any], change: dict[str, Any]
-    ) -> None:
-        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        statement = dialect.insert(table).values(row)
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=change)
-        )
-
 
 _ENDING = {"succeeded": "succeeded", "failed": "failed", "cancelled": "was cancelled"}
-
-
-def _fence(claim: Claim) -> ColumnElement[bool]:
-    return (
-        (jobs.c.id == claim.job_id)
-        & (jobs.c.state == "running")
-        & (jobs.c.owner == claim.owner)
-        & (jobs.c.attempt == claim.attempt)
-    )
-
-
-def _lease_lost(claim: Claim) -> LeaseLost:
-    return LeaseLost(f"job {claim.job_id} is no longer run by {claim.owner} as attempt {claim.attempt}")
-
-
-def _append(connection: Connection, job_id: str, event: str, data: dict[str, Any]) -> None:
-    connection.execute(insert(events).values(job_id=job_id, event=event, data=data))
 
 
 def _request_hash(kind: JobKind, request: Mapping[str, Any]) -> str:
@@ -406,6 +223,17 @@ def _request_hash(kind: JobKind, request: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _job(row: Row[Any]) -> Job:
-    names = Job.model_fields
-    return Job.model_validate({name: value for name, value in row._mapping.items() if name in names})
+def _by_key(connection: Connection, idempotency_key: str) -> Row[Any] | None:
+    return connection.execute(select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
+
+
+def _same_request(row: Row[Any], kind: JobKind, request: Mapping[str, Any]) -> Job:
+    if row.request_hash != _request_hash(kind, request):
+        raise IdempotencyConflict(
+            f"this idempotency key belongs to job {row.id}, which has another request; use a new key"
+        )
+    return job_of(row)
+
+
+def _queued(connection: Connection) -> int:
+    return connection.execute(select(func.count()).where(jobs.c.state == "queued")).scalar_one()

@@ -21,13 +21,18 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     create_engine,
     event,
+    func,
     make_url,
+    select,
 )
 from sqlalchemy.types import TypeDecorator
 
-__all__ = ["counters", "events", "jobs", "metadata", "open_engine", "runners"]
+from service.migrations import migrate
+
+__all__ = ["counters", "events", "jobs", "metadata", "open_engine", "runners", "staging", "take_turns"]
 
 SQLITE_BUSY_SECONDS = 30
 
@@ -97,10 +102,22 @@ runners = Table(
 )
 
 
+staging = Table(
+    "staging",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("job_id", String(64), nullable=False),  # no foreign key: the directory may outlive the job's row
+    Column("output", Text, nullable=False),
+    Column("identity", String(64), nullable=False),
+    Index("staging_by_job", "job_id"),
+)
+
+
 def open_engine(url: str) -> Engine:
-    """An engine for ``url``, with the tables in place.
+    """An engine for ``url``, with the tables in place, those of an earlier version migrated.
 
     Raises:
+        SchemaTooNew: a later version of taumerge has migrated the tables.
         sqlalchemy.exc.SQLAlchemyError: the URL is malformed or the database cannot be reached.
         OSError: the directory of the SQLite file cannot be created.
     """
@@ -117,8 +134,8 @@ def open_engine(url: str) -> Engine:
         engine = create_engine(parsed, pool_pre_ping=True)
     try:
         with engine.begin() as connection:
-            _lock_schema(connection)
-            metadata.create_all(connection)
+            take_turns(connection, "schema")  # several processes may start at once
+            migrate(connection)
     except BaseException:
         engine.dispose()
         raise
@@ -139,7 +156,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _lock_schema(connection: Connection) -> None:
-    """Several processes may start at once; PostgreSQL's CREATE TABLE IF NOT EXISTS is not safe against that."""
+def take_turns(connection: Connection, what: str) -> None:
+    """Let one transaction at a time go on from here, of those that name the same; a writer on SQLite always does."""
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('taumerge'))")
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"taumerge {what}"))))

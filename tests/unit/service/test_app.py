@@ -135,6 +135,19 @@ def test_a_merge_is_queued(service: Service) -> None:
     assert service.woken == 1
 
 
+def test_a_full_queue_refuses_but_knows_its_jobs(start: Callable[..., Service]) -> None:
+    service = start(max_queued_jobs=1)
+    first = service.http.post("/merge", json=service.body, headers={"Idempotency-Key": "key"})
+    refused = service.http.post("/merge", json=service.body)
+    problem(refused, 429, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+    again = service.http.post("/merge", json=service.body, headers={"Idempotency-Key": "key"})
+    assert again.json() == first.json()
+    assert service.http.post("/merge?dry_run=true", json=service.body).status_code == 200
+    service.claim()
+    assert service.http.post("/merge", json=service.body).status_code == 202
+
+
 def test_a_dry_run_answers_the_plan_and_queues_nothing(service: Service) -> None:
     answer = service.http.post("/merge?dry_run=true", json=service.body)
     assert answer.status_code == 200

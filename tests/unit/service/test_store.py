@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.claims import Claim, IdempotencyConflict, JobEnded, LeaseLost, UnknownJob
+from service.claims import Claim, IdempotencyConflict, JobEnded, LeaseLost, QueueFull, Staged, UnknownJob
 from service.store import Store
 from service.tables import open_engine
 from taumerge.errors import InvalidRequest
@@ -93,6 +93,34 @@ def test_concurrent_requests_with_one_key_make_one_job(store: Store) -> None:
     assert len(set(made)) == 1
 
 
+def test_only_so_many_jobs_may_wait(store: Store) -> None:
+    first = store.create("merge", REQUEST, "key", max_queued=2)
+    store.create("merge", REQUEST, max_queued=2)
+    with pytest.raises(QueueFull, match="2 jobs are waiting"):
+        store.create("merge", REQUEST, max_queued=2)
+    assert store.create("merge", REQUEST, "key", max_queued=2) == first
+    claimed(store)
+    store.create("merge", REQUEST, max_queued=2)
+    assert len(store.list(limit=10)[0]) == 3
+
+
+def test_the_limit_of_the_queue_is_exact_under_concurrency(store: Store) -> None:
+    refused: list[QueueFull] = []
+    barrier = threading.Barrier(8)
+
+    def create() -> None:
+        barrier.wait()
+        for _ in range(5):
+            try:
+                store.create("merge", REQUEST, max_queued=13)
+            except QueueFull as full:
+                refused.append(full)
+
+    run_in_threads(create, 8)
+    assert len(refused) == 40 - 13
+    assert store.count_jobs() == {("merge", "queued"): 13}
+
+
 def test_pages_are_newest_first_and_complete(store: Store, clock: Any) -> None:
     ids = []
     for index in range(7):
@@ -167,6 +195,17 @@ def test_the_oldest_queued_job_is_claimed_first(store: Store, clock: Any) -> Non
     assert claim(store) is None
     job = store.get(ids[0])
     assert (job.state, job.attempt, job.started_at) == ("running", 1, clock.now)
+
+
+def test_a_runner_may_take_some_kinds_only(store: Store, clock: Any) -> None:
+    long = store.create("finetune", REQUEST)
+    clock.advance(1)
+    short = store.create("merge", REQUEST)
+    taken = store.claim("one", lease_seconds=LEASE, max_attempts=3, kinds=("merge", "diagnose"))
+    assert taken is not None
+    assert taken.job_id == short.id
+    assert store.claim("one", lease_seconds=LEASE, max_attempts=3, kinds=("merge", "diagnose")) is None
+    assert claimed(store).job_id == long.id
 
 
 def test_each_job_is_claimed_once_by_threads(store: Store) -> None:
@@ -246,7 +285,7 @@ def test_an_expired_lease_goes_to_the_next_attempt_and_fences_the_last(store: St
         store.cancelled(stale)
     store.lost(stale, "its process died", max_attempts=3)
     assert store.get(job.id) == before
-    assert store.totals() == {}
+    assert store.totals() == {("lease_losses", ""): 1.0, ("retries", "merge"): 1.0}
 
     store.succeed(fresh, result())
     assert store.get(job.id).state == "succeeded"
@@ -306,6 +345,54 @@ def test_a_runner_that_leaves_gives_its_jobs_back(store: Store) -> None:
     store.leave("one")
     assert store.get(mine.id).state == store.get(other.id).state == "running"
     assert store.runner_seen_at() is None
+
+
+# -------------------------------------------------------------------------------------- housekeeping
+
+
+def test_jobs_are_forgotten_some_time_after_their_end(store: Store, clock: Any) -> None:
+    for _ in range(3):
+        store.create("merge", REQUEST, f"key-{clock.now}")
+        clock.advance(10)
+    old, recent = claimed(store), claimed(store)
+    store.fail(old, ERROR)
+    clock.advance(10)
+    store.fail(recent, ERROR)
+    assert store.forget(clock.now - timedelta(seconds=5)) == 1
+    with pytest.raises(UnknownJob):
+        store.get(old.job_id)
+    assert store.events_after(old.job_id, 0) == []
+    assert store.count_jobs() == {("merge", "failed"): 1, ("merge", "queued"): 1}
+    assert store.forget(clock.now + timedelta(days=1000)) == 1  # the queued one stays
+
+
+def test_what_nobody_goes_on_with_is_an_orphan(store: Store, clock: Any) -> None:
+    store.create("merge", REQUEST)
+    first = claimed(store)
+    merged, searched = Staged(Path("/out/merged"), "1" * 64), Staged(Path("/out/best"), "2" * 64)
+    store.note_staging(first, merged)
+    store.lost(first, "its process died", max_attempts=2)
+    assert store.orphans() == []  # the next attempt goes on in it
+    with pytest.raises(LeaseLost):
+        store.note_staging(first, merged)
+    second = claimed(store)
+    store.note_staging(second, merged)
+    store.lost(second, "its process died", max_attempts=2)
+    assert store.orphans() == [merged]
+    store.swept(merged)
+    assert store.orphans() == []
+
+    for _ in range(2):  # two searches that are the same
+        store.create("search", REQUEST)
+        search = claimed(store)
+        store.note_staging(search, searched)
+        store.fail(search, ERROR)
+        clock.advance(10)
+    assert store.orphans() == []  # a third one would go on from it
+    store.forget(clock.now - timedelta(seconds=15))
+    assert store.orphans() == []
+    store.forget(clock.now)
+    assert store.orphans() == [searched]
 
 
 # -------------------------------------------------------------------------------- outcome and events
