@@ -8,33 +8,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
 from uuid import uuid4
 
 import ray
 from ray.exceptions import RayActorError, RayError
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.claims import Claim, LeaseLost
+from service.job_process import JOBS, JobFunction, JobProcess, warm_up
 from service.settings import Settings
-from service.store import Store
-from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
-from taumerge.schemas import (
-    DiagnoseRequest,
-    FinetuneRequest,
-    JobError,
-    JobKind,
-    JobResult,
-    MergeRequest,
-    Progress,
-    SearchRequest,
-)
-from workers.diagnostics import run_diagnose
-from workers.finetuning import run_finetune
-from workers.merging import Superseded, run_merge
-from workers.merging.pool import shard_actors
-from workers.search import run_search
+from service.store import RESUMED_KINDS, Store
+from taumerge.schemas import JobKind
+from workers.checkpoints.writing import Staging
+from workers.merging.pool import resident_bytes
 from workers.settings import WorkerSettings
 
 __all__ = ["NAME", "NAMESPACE", "JobFunction", "find_runner", "start_runner", "stop_runner"]
@@ -42,132 +30,18 @@ __all__ = ["NAME", "NAMESPACE", "JobFunction", "find_runner", "start_runner", "s
 NAME = "runner"
 NAMESPACE = "taumerge"
 POLL_SECONDS = 0.5
-REPORT_SECONDS = 0.25
 STOP_SECONDS = 15
-
-JobFunction = Callable[[Claim, WorkerSettings, Callable[[Progress], None]], JobResult]
-"""Runs one attempt of a job, with the settings and where to report progress.
-
-It reports at least once a second; whatever ``report`` raises must stop it and clean up, except for
-``Superseded``, after which what is staged belongs to the next attempt.
-"""
+HOUSEKEEPING_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
 
-def merge(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
-    """Run a merge on the shard workers of the cluster."""
-    request = MergeRequest.model_validate(claim.request)
-    return run_merge(request, settings, report, job_id=claim.job_id, detached=True)
-
-
-def search(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
-    """Run a search on the shard workers of the cluster, and evaluators of its own."""
-    request = SearchRequest.model_validate(claim.request)
-    return run_search(request, settings, report, job_id=claim.job_id, detached=True)
-
-
-def finetune(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
-    """Run a fine-tune, or a grid of them, on actors of its own."""
-    request = FinetuneRequest.model_validate(claim.request)
-    return run_finetune(request, settings, report, job_id=claim.job_id)
-
-
-def diagnose(claim: Claim, settings: WorkerSettings, report: Callable[[Progress], None]) -> JobResult:
-    """Run a diagnosis on the shard workers of the cluster."""
-    request = DiagnoseRequest.model_validate(claim.request)
-    return run_diagnose(request, settings, report, job_id=claim.job_id, detached=True)
-
-
-def warm_up(settings: WorkerSettings) -> None:
-    """Start the shard workers, so that the first merge need not wait for them."""
-    try:
-        shard_actors(settings, detached=True)
-    except JobFailed as error:
-        log.warning("merges will fail: %s", error)  # each with this error, until the cluster has what it says
-
-
-JOBS: Mapping[JobKind, JobFunction] = {
-    "merge": merge,
-    "search": search,
-    "finetune": finetune,
-    "diagnose": diagnose,
-}
-
-
-class JobProcess:
-    """A process that runs one attempt of a job at a time, with its connections made beforehand."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        jobs: Mapping[JobKind, JobFunction],
-        prepare: Callable[[WorkerSettings], None],
-    ) -> None:
-        self._settings = settings
-        self._jobs = jobs
-        self._store = Store.open(settings.database_url)
-        prepare(settings)
-
-    def ready(self) -> None:
-        """Returns once the process can take a job."""
-
-    def run(self, claim: Claim) -> None:
-        """Run the claimed attempt and write its outcome to the store; a lost lease ends it without one."""
-        try:
-            self._run(claim)
-        except (LeaseLost, Superseded) as lost:
-            log.warning("%s", lost)
-
-    def _run(self, claim: Claim) -> None:
-        reporter = _Reporter(self._store, claim)
-        try:
-            result = self._jobs[claim.kind](claim, self._settings, reporter)
-        except (LeaseLost, Superseded):
-            raise
-        except JobCancelled:
-            self._store.cancelled(claim)
-        except JobFailed as error:
-            self._store.fail(claim, JobError(code=error.code, message=error.message, details=error.details))
-        except InvalidRequest as error:
-            details = {"errors": [item.model_dump(mode="json") for item in error.errors]}
-            self._store.fail(claim, JobError(code=error.code, message=str(error), details=details))
-        except Exception:
-            log.exception("job %s, attempt %d", claim.job_id, claim.attempt)
-            message = (
-                f"the job met an error in the service itself; its operator finds {claim.job_id} in the log"
-            )
-            self._store.fail(claim, JobError(code="internal_error", message=message))
-        else:
-            self._store.succeed(claim, result, reporter.latest)
-
-
-class _Reporter:
-    """Writes progress to the store, at once on a change of phase and else at most every REPORT_SECONDS."""
-
-    def __init__(self, store: Store, claim: Claim) -> None:
-        self._store = store
-        self._claim = claim
-        self._phase: str | None = None
-        self._due = 0.0
-        self.latest: Progress | None = None
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        self.latest = progress
-        if progress.phase == self._phase and now < self._due:
-            return
-        self._phase, self._due = progress.phase, now + REPORT_SECONDS
-        try:
-            cancel = self._store.report(self._claim, progress)
-        except LeaseLost as lost:
-            raise Superseded(str(lost)) from None
-        if cancel:
-            raise JobCancelled(f"job {self._claim.job_id} was cancelled")
-
-
 class Runner:
-    """Keeps ``max_running_jobs`` job processes warm and gives each the oldest queued job, one at a time."""
+    """Keeps ``max_running_jobs`` job processes warm and gives each the oldest queued job, one at a time.
+
+    Searches and fine-tunes may take hours: where there are several processes, the first takes none of them, so that
+    a merge never waits for more than other merges. Jobs that run at once share the shard workers unit by unit.
+    """
 
     def __init__(
         self,
@@ -187,6 +61,7 @@ class Runner:
             for slot in range(settings.max_running_jobs)
         ]
         self._threads.append(threading.Thread(target=self._renew_leases, daemon=True))
+        self._threads.append(threading.Thread(target=self._keep_house, daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -216,15 +91,38 @@ class Runner:
         except SQLAlchemyError:
             log.exception("the heartbeat could not be written")
 
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(HOUSEKEEPING_SECONDS):
+            try:
+                if self._settings.job_ttl is not None:
+                    self._store.forget(datetime.now(UTC) - timedelta(seconds=self._settings.job_ttl))
+                self._sweep()
+                if (resident := resident_bytes()) is not None:
+                    self._store.note_resident(resident)
+            except (RayError, SQLAlchemyError):
+                log.exception("housekeeping is put off")
+
+    def _sweep(self) -> None:
+        """Remove the hidden directories that no job will go on with."""
+        for directory in self._store.orphans():
+            staging = Staging(directory.output, directory.identity)
+            staging.discard()
+            if staging.path.exists():
+                log.warning("%s is of no use any more and cannot be removed", staging.path)
+            else:
+                self._store.swept(directory)
+
     def _serve(self, slot: int) -> None:
         """One slot: a job process, its jobs one after another, and another process when it dies."""
+        alone = self._settings.max_running_jobs == 1
+        kinds = [kind for kind in get_args(JobKind) if slot > 0 or alone or kind not in RESUMED_KINDS]
         while not self._stopping.is_set():
             try:
                 process = self._start_process()
                 self._processes[slot] = process
                 self._heartbeat()
                 while not self._stopping.is_set():
-                    if not self._run_next(process):
+                    if not self._run_next(process, kinds):
                         self._queued.acquire(timeout=POLL_SECONDS)
             except (RayError, SQLAlchemyError) as error:
                 if not self._stopping.is_set():
@@ -238,11 +136,14 @@ class Runner:
         ray.get(process.ready.remote())
         return process
 
-    def _run_next(self, process: Any) -> bool:
+    def _run_next(self, process: Any, kinds: Sequence[JobKind]) -> bool:
         """Claim a job and run it in ``process``; whether there was one."""
         settings = self._settings
         claim = self._store.claim(
-            self._owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
+            self._owner,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            kinds=kinds,
         )
         if claim is None:
             return False

@@ -103,6 +103,7 @@ class Staging:
 
     def __init__(self, output: Path, identity: str) -> None:
         self.output = output
+        self.identity = identity
         self.path = output.with_name(f".{output.name}.{identity[:16]}.partial")
         self.journal = self.path / _JOURNAL  # notes of the attempts, which ``commit`` removes
 

@@ -20,16 +20,21 @@ from workers.merging import Superseded
 DIAGNOSIS = "diagnosis.json"
 
 
-def place_output(plan: DiagnosisPlan, result: DiagnoseResult, clock: Clock, job_id: str) -> DiagnoseResult:
+def staging_of(plan: DiagnosisPlan, output: Path, job_id: str) -> Staging:
+    """Where the directory grows."""
+    identity = f"{job_id} {plan.request.model_dump_json()} {plan.survey.inputs}"
+    return Staging(output, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def place_output(
+    plan: DiagnosisPlan, staging: Staging, result: DiagnoseResult, clock: Clock, job_id: str
+) -> DiagnoseResult:
     """Write the directory, put it in its place, and return the result with its files.
 
     Raises:
         JobFailed: ``output_exists``, ``output_unwritable`` or ``disk_full``.
     """
     request = plan.request
-    assert plan.output is not None
-    identity = f"{job_id} {request.model_dump_json()} {plan.survey.inputs}"
-    staging = Staging(plan.output, hashlib.sha256(identity.encode()).hexdigest())
     try:
         with clock.phase("report"):
             staging.create(())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from taumerge.schemas import DiagnoseRequest, DiagnoseResult
+from workers.checkpoints.writing import Staging
 from workers.clock import Clock
 from workers.diagnostics.gradient_actor import measure_gradients
 from workers.diagnostics.measure import build_result
-from workers.diagnostics.output import committed, place_output
+from workers.diagnostics.output import committed, place_output, staging_of
 from workers.diagnostics.preflight import DiagnosisPlan, check_diagnose
 from workers.diagnostics.verdict import verdict
 from workers.merging.dispatch import Report, ask_of_units
 from workers.merging.mix import nonfinite_failure
 from workers.merging.pool import shard_actors, worker_count
-from workers.merging.run import Actors, check_unchanged
+from workers.merging.run import Actors, check_unchanged, unnoted
 from workers.merging.sums import Sums
 from workers.settings import WorkerSettings
 
@@ -24,6 +27,7 @@ def run_diagnose(
     *,
     job_id: str = "",
     detached: bool = False,
+    staged: Callable[[Staging], None] = unnoted,
 ) -> DiagnoseResult:
     """Carry out ``request`` on the Ray cluster that this process is connected to.
 
@@ -33,6 +37,7 @@ def run_diagnose(
         report: told about the progress a few times a second; what it raises stops the diagnosis.
         job_id: an output that an earlier attempt of this job has put in place is taken as its result.
         detached: use shard workers that outlive this process, and leave them running.
+        staged: told about the hidden directory before it is made.
 
     Raises:
         InvalidRequest: it cannot be carried out (any more).
@@ -57,7 +62,11 @@ def run_diagnose(
             result.gradients = measure_gradients(plan, request.evaluation, tensors, settings, actors, report)
     result.verdict = verdict(result)
     result.seconds = clock.seconds
-    return result if plan.output is None else place_output(plan, result, clock, job_id)
+    if plan.output is None:
+        return result
+    staging = staging_of(plan, plan.output, job_id)
+    staged(staging)
+    return place_output(plan, staging, result, clock, job_id)
 
 
 def _survey(plan: DiagnosisPlan, actors: Actors, report: Report) -> Sums:

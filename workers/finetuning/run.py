@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from taumerge.errors import JobFailed
@@ -11,12 +12,17 @@ from taumerge.schemas import FinetuneRequest, FinetuneResult, TrialResult
 from workers.checkpoints.writing import Staging
 from workers.finetuning.actor import Report, train_on_actor
 from workers.finetuning.preflight import check_finetune, warnings
-from workers.merging import Superseded
+from workers.merging import Superseded, unnoted
 from workers.settings import WorkerSettings
 
 
 def run_finetune(
-    request: FinetuneRequest, settings: WorkerSettings, report: Report, *, job_id: str = ""
+    request: FinetuneRequest,
+    settings: WorkerSettings,
+    report: Report,
+    *,
+    job_id: str = "",
+    staged: Callable[[Staging], None] = unnoted,
 ) -> FinetuneResult:
     """Carry out ``request`` on the Ray cluster that this process is connected to.
 
@@ -25,6 +31,7 @@ def run_finetune(
 
     Args:
         report: told about the progress a few times a second; what it raises stops the training.
+        staged: told about each hidden directory before it is made.
 
     Raises:
         InvalidRequest: it cannot be carried out.
@@ -32,14 +39,18 @@ def run_finetune(
     """
     begun = time.monotonic()
     output = check_finetune(request)
+
+    def stage(trial: FinetuneRequest, path: Path) -> Staging:
+        staging = staging_of(trial, path, job_id)
+        staged(staging)
+        return staging
+
     if request.grid is None:
-        results = [_run_alone(request, output, settings, report, job_id)]
+        results = [_run_alone(request, stage(request, output), settings, report)]
     else:
         from workers.finetuning.grid import run_grid  # Tune takes seconds to import
 
-        results = run_grid(
-            request, output, settings, report, lambda trial, path: staging_of(trial, path, job_id)
-        )
+        results = run_grid(request, output, settings, report, stage)
     return FinetuneResult(
         output=request.output,
         trials=results,
@@ -55,9 +66,8 @@ def staging_of(request: FinetuneRequest, output: Path, job_id: str) -> Staging:
 
 
 def _run_alone(
-    request: FinetuneRequest, output: Path, settings: WorkerSettings, report: Report, job_id: str
+    request: FinetuneRequest, staging: Staging, settings: WorkerSettings, report: Report
 ) -> TrialResult:
-    staging = staging_of(request, output, job_id)
     staging.create(())
     try:
         result = train_on_actor(request, staging.path, settings, report)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workers.merging.unit import DirectionPart, Findings, MergedSlice, Unit
 
 NAMESPACE = "taumerge"
+ANSWER_SECONDS = 2.0
 READY_SECONDS = 120.0
 """How long starting a worker may take: importing torch from a cold disk, or a cluster that scales up."""
 SHARD_GPUS = 0.51
@@ -38,6 +39,10 @@ class ShardActor:
     def ready(self) -> bool:
         """Answers when the worker has started."""
         return True
+
+    def resident_bytes(self) -> int:
+        """See ``Residency.used``."""
+        return self._worker.resident_bytes
 
     def measure(self, unit: Unit, inputs: str, needs: Needs) -> Findings:
         """See ``ShardWorker.measure``."""
@@ -122,6 +127,16 @@ def warm_shard_actors() -> list[str]:
     return [
         one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith("shard-")
     ]
+
+
+def resident_bytes() -> int | None:
+    """Bytes of tensors that the detached shard workers keep; None where some are too busy to say."""
+    try:
+        actors = [ray.get_actor(name, NAMESPACE) for name in warm_shard_actors()]
+        asked = [actor.resident_bytes.remote() for actor in actors]
+        return sum(ray.get(asked, timeout=ANSWER_SECONDS))
+    except (ValueError, ray.exceptions.GetTimeoutError):  # ValueError: one has just been stopped
+        return None
 
 
 def _options(settings: WorkerSettings, count: int) -> dict[str, Any]:

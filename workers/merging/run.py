@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from taumerge.errors import JobFailed, TaumergeError
-from taumerge.schemas import MergeRequest, MergeResult
+from taumerge.schemas import MergeRequest, MergeResult, Progress
 from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import CheckpointError, companions, local_path
 from workers.checkpoints.reading import unchanged
@@ -35,6 +35,10 @@ class Superseded(TaumergeError):
     code = "superseded"
 
 
+def unnoted(staging: Staging) -> None:
+    """For a job without anybody who removes what a crash leaves behind."""
+
+
 def run_merge(
     request: MergeRequest,
     settings: WorkerSettings,
@@ -42,6 +46,7 @@ def run_merge(
     *,
     job_id: str = "",
     detached: bool = False,
+    staged: Callable[[Staging], None] = unnoted,
 ) -> MergeResult:
     """Carry out ``request`` on the Ray cluster that this process is connected to.
 
@@ -52,6 +57,7 @@ def run_merge(
         report: told about the progress a few times a second; what it raises stops the merge.
         job_id: attempts of one job share what they have staged.
         detached: use shard workers that outlive this process, and leave them running.
+        staged: told about the hidden directory before it is made.
 
     Raises:
         InvalidRequest: it cannot be carried out (any more).
@@ -64,10 +70,14 @@ def run_merge(
         plan = plan_merge(request, workers=worker_count(settings), worker_memory=int(settings.worker_memory))
         actors = shard_actors(settings, detached=detached)
     staging = Staging(plan.output, hashlib.sha256(f"{job_id} {plan.identity}".encode()).hexdigest())
+    staged(staging)
     try:
         with clock.phase("measure"):
             mix = decide(plan, measure(plan, actors, report) if needs_measuring(plan) else Sums())
         result = stage_merge(plan, mix, staging, actors, report, clock, job_id)
+        report(
+            Progress(phase="commit", done=1, total=1, unit="steps")
+        )  # an attempt that was declared dead goes no further
         with clock.phase("commit"):
             staging.commit(request.overwrite)
         return result.model_copy(update={"seconds": clock.seconds})

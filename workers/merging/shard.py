@@ -68,6 +68,11 @@ class ShardWorker:
         self._resident = Residency(memory)
         self._buffers: list[Tensor] = []
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of tensors that it keeps between merges."""
+        return self._resident.used
+
     def measure(self, unit: Unit, inputs: str, needs: Needs) -> Findings:
         """Pass 1: norms or Gram matrices of the task vectors, and what is not finite in them."""
         findings = Findings()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from workers.merging.mix import Mix, decide, nonfinite_failure
 from workers.merging.plan import MergePlan
 from workers.merging.pool import shard_actors, worker_count
 from workers.merging.result import RECEIPT
-from workers.merging.run import Actors, Superseded, measure, stage_merge
+from workers.merging.run import Actors, Superseded, measure, stage_merge, unnoted
 from workers.merging.sums import Sums
 from workers.search.baselines import BASE, individual_scores, score_baselines
 from workers.search.bench import Bench, record_of
@@ -43,6 +43,7 @@ def run_search(
     *,
     job_id: str = "",
     detached: bool = False,
+    staged: Callable[[Staging], None] = unnoted,
 ) -> SearchResult:
     """Carry out ``request`` on the Ray cluster that this process is connected to.
 
@@ -53,6 +54,7 @@ def run_search(
         report: told about the progress a few times a second; what it raises stops the search.
         job_id: an output that an earlier attempt of this job has put in place is taken as its result.
         detached: use shard workers that outlive this process, and leave them running.
+        staged: told about the hidden directory before it is made.
 
     Raises:
         InvalidRequest: it cannot be carried out (any more).
@@ -69,6 +71,7 @@ def run_search(
             code_allowed=settings.allow_code_execution,
         )
     staging = Staging(plan.merge.output, plan.identity)
+    staged(staging)
     staging.create(())
     journal = Journal(staging.journal)
     try:
@@ -79,6 +82,9 @@ def run_search(
             search = _Search(plan, actors, evaluators, journal, clock, report)
             outcomes = search.evaluate()
         result = search.stage(outcomes, staging, job_id)
+        report(
+            Progress(phase="commit", done=1, total=1, unit="steps")
+        )  # an attempt that was declared dead goes no further
         with clock.phase("commit"):
             staging.commit(request.overwrite)
         return result.model_copy(update={"seconds": search.seconds})
