@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from service import logs
 from service.deployment import SERVE_APP, deploy, undeploy
 from service.migrations import SchemaTooNew
 from service.runner import start_runner
@@ -37,6 +38,9 @@ class CannotStartError(Exception):
 def main() -> int:
     """Start the service, say where it is, and stay until Ctrl-C or SIGTERM. Returns the exit status."""
     _interrupt_on_sigterm()
+    logs.configure("service")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the same line of two processes is two lines
+    sys.stderr = logs.Unprefixed(sys.stderr)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stdout = sys.stdout
     try:

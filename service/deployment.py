@@ -9,6 +9,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
+from service import logs
 from service.app import MAX_WAIT_SECONDS, create_app
 from service.runner import find_runner, start_runner, stop_runner
 from service.settings import Settings
@@ -67,6 +68,7 @@ def bind(settings: Settings) -> serve.Application:
     """The HTTP replica as a Serve application."""
 
     def build() -> FastAPI:
+        logs.configure("api")
         workers = worker_count(settings)
         worker_memory = int(settings.worker_memory)
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from service import logs
 from service.claims import Claim, LeaseLost, Staged
 from service.settings import Settings
 from service.store import Store
@@ -123,6 +124,7 @@ class JobProcess:
         jobs: Mapping[JobKind, JobFunction],
         prepare: Callable[[WorkerSettings], None],
     ) -> None:
+        logs.configure("job")
         self._settings = settings
         self._jobs = jobs
         self._store = Store.open(settings.database_url)
@@ -133,10 +135,12 @@ class JobProcess:
 
     def run(self, claim: Claim) -> None:
         """Run the claimed attempt and write its outcome to the store; a lost lease ends it without one."""
-        try:
-            self._run(claim)
-        except (LeaseLost, Superseded) as lost:
-            log.warning("%s", lost)
+        with logs.of_job(claim.job_id):
+            log.info("attempt %d of this %s starts", claim.attempt, claim.kind)
+            try:
+                self._run(claim)
+            except (LeaseLost, Superseded) as lost:
+                log.warning("%s", lost)
 
     def _run(self, claim: Claim) -> None:
         reporter = Reporter(self._store, claim)
@@ -146,16 +150,20 @@ class JobProcess:
             raise
         except JobCancelled:
             self._store.cancelled(claim)
+            log.info("cancelled")
         except JobFailed as error:
             self._store.fail(claim, JobError(code=error.code, message=error.message, details=error.details))
+            log.info("failed with %s: %s", error.code, error.message)
         except InvalidRequest as error:
             details = {"errors": [item.model_dump(mode="json") for item in error.errors]}
             self._store.fail(claim, JobError(code=error.code, message=str(error), details=details))
+            log.info("failed with %s: %s", error.code, error)
         except Exception:
-            log.exception("job %s, attempt %d", claim.job_id, claim.attempt)
+            log.exception("attempt %d", claim.attempt)
             message = (
                 f"the job met an error in the service itself; its operator finds {claim.job_id} in the log"
             )
             self._store.fail(claim, JobError(code="internal_error", message=message))
         else:
             self._store.succeed(claim, result, reporter.latest)
+            log.info("succeeded")

@@ -36,9 +36,26 @@ class _JobCollector(Collector):
         queued = sum(count for (_, state), count in counts.items() if state == "queued")
         yield GaugeMetricFamily("taumerge_queue_depth", "Jobs that wait for a runner.", value=queued)
 
-        merged = CounterMetricFamily("taumerge_merge_bytes", "Tensor bytes of merges.", labels=["direction"])
-        seconds = CounterMetricFamily("taumerge_merge_seconds", "Wall time of merges.", labels=["phase"])
-        families = {"bytes": merged, "seconds": seconds}
-        for (name, label), value in sorted(self._store.totals().items()):
-            families[name].add_metric([label], value)
-        yield from (merged, seconds)
+        totals = self._store.totals()
+        for name, family in _families().items():
+            for (counted, label), value in sorted(totals.items()):
+                if counted == name:
+                    family.add_metric([label] if label else [], value)
+            yield family
+
+
+def _families() -> dict[str, CounterMetricFamily | GaugeMetricFamily]:
+    """What ``Store.totals`` counts, under the names that it uses."""
+    return {
+        "bytes": CounterMetricFamily("taumerge_merge_bytes", "Tensor bytes of merges.", labels=["direction"]),
+        "seconds": CounterMetricFamily("taumerge_merge_seconds", "Wall time of merges.", labels=["phase"]),
+        "retries": CounterMetricFamily(
+            "taumerge_retries", "Attempts after a job's first, which lost its process.", labels=["kind"]
+        ),
+        "lease_losses": CounterMetricFamily(
+            "taumerge_lease_losses", "Jobs taken from a runner that gave no sign of life."
+        ),
+        "resident_bytes": GaugeMetricFamily(
+            "taumerge_resident_bytes", "Bytes of checkpoints that the shard workers keep, as last seen."
+        ),
+    }

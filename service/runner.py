@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from sqlalchemy.exc import SQLAlchemyError
 
+from service import logs
 from service.job_process import JOBS, JobFunction, JobProcess, warm_up
 from service.settings import Settings
 from service.store import RESUMED_KINDS, Store
@@ -49,6 +50,7 @@ class Runner:
         jobs: Mapping[JobKind, JobFunction],
         prepare: Callable[[WorkerSettings], None],
     ) -> None:
+        logs.configure("runner")
         self._settings = settings
         self._start = (settings, jobs, prepare)
         self._owner = f"runner-{uuid4().hex}"
@@ -153,6 +155,8 @@ class Runner:
             died = isinstance(error, RayActorError)
             reason = "its process died" if died else "its outcome could not be stored"
             if not self._stopping.is_set():
+                with logs.of_job(claim.job_id):
+                    log.warning("attempt %d is lost: %s", claim.attempt, reason)
                 self._store.lost(claim, reason, max_attempts=settings.max_attempts)
             raise
         return True

@@ -488,7 +488,9 @@ def test_metrics_count_jobs_bytes_and_seconds(service: Service) -> None:
     for _ in range(3):
         service.http.post("/merge", json=service.body)
     service.store.succeed(service.claim(), RESULT)
+    service.store.lost(service.claim(), "its process died", max_attempts=3)
     service.claim()
+    service.store.note_resident(5000)
     answer = service.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     samples = {
@@ -501,6 +503,8 @@ def test_metrics_count_jobs_bytes_and_seconds(service: Service) -> None:
     assert samples[("taumerge_jobs", merge, ("state", "running"))] == 1
     assert samples[("taumerge_jobs", merge, ("state", "failed"))] == 0
     assert samples[("taumerge_queue_depth",)] == 1
+    assert samples[("taumerge_retries_total", merge)] == 1
+    assert samples[("taumerge_resident_bytes",)] == 5000
     assert samples[("taumerge_merge_bytes_total", ("direction", "read"))] == 100
     assert samples[("taumerge_merge_bytes_total", ("direction", "written"))] == 40
     assert samples[("taumerge_merge_seconds_total", ("phase", "plan"))] == 0.5
