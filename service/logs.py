@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-__all__ = ["Unprefixed", "configure", "of_job"]
+__all__ = ["JsonLines", "Unprefixed", "configure", "of_job"]
 
 _OURS = ("service", "workers", "taumerge")
 _job: ContextVar[str | None] = ContextVar("job", default=None)

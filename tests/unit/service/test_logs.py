@@ -5,31 +5,25 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from service import logs
 
 
-@pytest.fixture
-def configured() -> Iterator[None]:
-    before = logging.root.handlers, logging.root.level
-    logs.configure("runner")
-    yield
-    logging.root.handlers, logging.root.level = before
-
-
-def test_a_line_names_its_job_and_its_error(capsys: pytest.CaptureFixture[str], configured: None) -> None:
-    log = logging.getLogger("service.test")
+def test_a_line_names_its_job_and_its_error() -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(logs.JsonLines("runner"))
+    log = logging.Logger("service.test")
+    log.addHandler(handler)
     log.info("before\nwith a second line")
     with logs.of_job("merge-1"):
         try:
             raise ValueError("broken")
         except ValueError:
             log.exception("attempt %d", 2)
-    logging.getLogger("elsewhere").info("of no interest")
-    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    first, second = (json.loads(line) for line in written.getvalue().splitlines())
     assert (first["message"], first["process"], first["level"]) == (
         "before\nwith a second line",
         "runner",
