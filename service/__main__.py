@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import ray
 from pydantic import ValidationError
@@ -98,7 +99,14 @@ def _check_database(url: str) -> None:
 
 @contextlib.contextmanager
 def _ray_cluster() -> Iterator[None]:
-    """Connected to the cluster of ``RAY_ADDRESS`` or ``ray start``, or else to one that ends with this process."""
+    """Connected to the cluster of ``RAY_ADDRESS`` or ``ray start``, or else to one that ends with this process.
+
+    Ray asks for a token on a cluster that it starts here (unless RAY_AUTH_MODE says otherwise), and its dashboard
+    and client listen on loopback.
+    """
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token.parent.exists():
+        token.parent.mkdir(mode=0o700, parents=True)
     try:
         ray.init(logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001  # what Ray raises where its processes are slow to start
@@ -107,6 +115,8 @@ def _ray_cluster() -> Iterator[None]:
             "where that cluster asks for a token"
         ) from None
     _interrupt_on_sigterm()  # Ray has set a handler of its own
+    if token.exists() and token.stat().st_uid == os.geteuid():
+        token.chmod(0o600)  # Ray makes it readable for everybody
     try:
         yield
     finally:

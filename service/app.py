@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -302,7 +303,7 @@ def readyz(service: ServiceOf) -> Response:
     return Response('{"status":"ready"}', media_type="application/json")
 
 
-@router.get("/metrics", responses=documented(401, 403, 503))
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented(401, 403, 503))
 def read_metrics(service: ServiceOf) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(metrics.exposition(service.store), media_type=CONTENT_TYPE_LATEST)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from service import logs
+from service import logs, policy
 from service.claims import Claim, LeaseLost, Staged
 from service.settings import Settings
 from service.store import Store
@@ -67,35 +67,40 @@ class Reporter:
             raise Superseded(str(lost)) from None
 
 
-JobFunction = Callable[[Claim, WorkerSettings, Reporter], JobResult]
+JobFunction = Callable[[Claim, Settings, Reporter], JobResult]
 """Runs one attempt of a job, with the settings and where to report progress.
 
+It checks the request against the policy again: a link may have been set since the request was accepted.
 It reports at least once a second; whatever ``report`` raises must stop it and clean up, except for
 ``Superseded``, after which what is staged belongs to the next attempt.
 """
 
 
-def merge(claim: Claim, settings: WorkerSettings, report: Reporter) -> JobResult:
+def merge(claim: Claim, settings: Settings, report: Reporter) -> JobResult:
     """Run a merge on the shard workers of the cluster."""
     request = MergeRequest.model_validate(claim.request)
+    policy.check_merge(request, settings)
     return run_merge(request, settings, report, job_id=claim.job_id, detached=True, staged=report.staged)
 
 
-def search(claim: Claim, settings: WorkerSettings, report: Reporter) -> JobResult:
+def search(claim: Claim, settings: Settings, report: Reporter) -> JobResult:
     """Run a search on the shard workers of the cluster, and evaluators of its own."""
     request = SearchRequest.model_validate(claim.request)
+    policy.check_search(request, settings)
     return run_search(request, settings, report, job_id=claim.job_id, detached=True, staged=report.staged)
 
 
-def finetune(claim: Claim, settings: WorkerSettings, report: Reporter) -> JobResult:
+def finetune(claim: Claim, settings: Settings, report: Reporter) -> JobResult:
     """Run a fine-tune, or a grid of them, on actors of its own."""
     request = FinetuneRequest.model_validate(claim.request)
+    policy.check_finetune(request, settings)
     return run_finetune(request, settings, report, job_id=claim.job_id, staged=report.staged)
 
 
-def diagnose(claim: Claim, settings: WorkerSettings, report: Reporter) -> JobResult:
+def diagnose(claim: Claim, settings: Settings, report: Reporter) -> JobResult:
     """Run a diagnosis on the shard workers of the cluster."""
     request = DiagnoseRequest.model_validate(claim.request)
+    policy.check_diagnose(request, settings)
     return run_diagnose(request, settings, report, job_id=claim.job_id, detached=True, staged=report.staged)
 
 
