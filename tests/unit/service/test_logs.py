@@ -5,10 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from service import logs
+from service.app import create_app
+from service.settings import Settings
+from service.store import Store
+from taumerge.schemas import MergeRequest, Plan
 
 
 def test_a_line_names_its_job_and_its_error() -> None:
@@ -47,3 +53,32 @@ def test_what_ray_puts_before_a_line_is_taken_off(printed: str, kept: str) -> No
     stream = io.StringIO()
     print(printed, end="", file=logs.Unprefixed(stream))
     assert stream.getvalue() == kept
+
+
+def test_no_token_is_logged_or_answered(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    settings = Settings(
+        state_dir=tmp_path, token="t0p-s3cret", read_roots=str(tmp_path), write_roots=str(tmp_path)
+    )
+    store = Store.open(settings.database_url)
+    http = TestClient(
+        create_app(settings, store, plan=broken, wake=lambda: None), raise_server_exceptions=False
+    )
+    body = {
+        "base": f"{tmp_path}/b",
+        "models": [f"{tmp_path}/m"],
+        "method": "median",
+        "output": f"{tmp_path}/o",
+    }
+    answers = []
+    with caplog.at_level(logging.DEBUG):
+        for token in ("t0p-s3cre", "t0p-s3cret"):
+            headers = {"Authorization": f"Bearer {token}"}
+            changed = body | {"base": "/etc"}
+            answers += [http.post("/merge", json=one, headers=headers) for one in (body, changed)]
+    store.close()
+    assert {answer.status_code for answer in answers} == {403, 422, 500}
+    assert "t0p-s3cre" not in caplog.text + "".join(answer.text for answer in answers)
+
+
+def broken(request: MergeRequest) -> Plan:
+    raise RuntimeError("a fault in the preflight")
