@@ -65,7 +65,7 @@ def campaign(directory: Path, runs: int, seed: int) -> Iterator[Outcome]:
             choose = random.Random(f"{seed} {run}")
             method = METHODS[run % len(METHODS)]
             digests, seconds = undisturbed[method["name"]]
-            kind = ORDER[run % len(ORDER)]
+            kind = ORDER[(run + seed) % len(ORDER)]
             outcome = Outcome(run, kind, method["name"], round(choose.uniform(0, 1.1 * seconds), 3))
             body = merge_body(models, method, directory / f"run-{run}" / "merged")
             _Run(machine, client, body, digests, outcome, choose).carry_out()
