@@ -67,7 +67,6 @@ class Attempts:
                 attempt=jobs.c.attempt + 1,
                 lease_expires_at=now + timedelta(seconds=lease_seconds),
                 started_at=func.coalesce(jobs.c.started_at, literal(now, jobs.c.started_at.type)),
-                progress=None,
             )
             .returning(jobs)
         )

@@ -75,7 +75,7 @@ def requeue(
     rows = connection.execute(
         update(jobs)
         .where(which)
-        .values(state="queued", owner=None, lease_expires_at=None, progress=None)
+        .values(state="queued", owner=None, lease_expires_at=None)
         .returning(jobs.c.id)
     ).all()
     for row in rows:

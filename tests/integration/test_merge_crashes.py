@@ -97,7 +97,15 @@ def test_the_next_attempt_of_a_killed_driver_goes_on(
     finished = finished_files(output)
     assert 3 <= len(finished) < len(expected.files)
 
-    result = merge(body, job_id="job-1")
+    seen: list[tuple[int, int]] = []
+
+    def note(progress: Progress) -> None:
+        if progress.phase == "aggregate":
+            seen.append((progress.done, progress.total))
+
+    result = merge(body, note, job_id="job-1")
+    assert 0 < seen[0][0] < seen[0][1]  # the progress goes on as well
+    assert seen[-1][0] == seen[-1][1]
     assert [one.sha256 for one in result.files] == [one.sha256 for one in expected.files]
     assert result.merged_norm == expected.merged_norm
     assert result.cosine == expected.cosine

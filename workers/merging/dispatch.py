@@ -60,10 +60,16 @@ def ask_of_units(
 
 
 def dispatch(
-    phase: str, tasks: Sequence[Task], actors: Sequence[ActorHandle[ShardActor]], report: Report
+    phase: str,
+    tasks: Sequence[Task],
+    actors: Sequence[ActorHandle[ShardActor]],
+    report: Report,
+    *,
+    done_before: int = 0,
 ) -> None:
     """Run all ``tasks``, and those that they make possible, each on its worker.
 
+    ``done_before`` are the bytes of this phase that an earlier attempt has dealt with; the progress starts there.
     When anything fails no further task is begun, and those under way have ended (or ``DRAIN_SECONDS`` have
     passed) before the error is raised.
     """
@@ -71,7 +77,7 @@ def dispatch(
     for task in tasks:
         waiting[task.worker].append(task)
     running: dict[ObjectRef[Any], Task] = {}
-    progress = Progress(phase=phase, total=sum(task.bytes for task in tasks))
+    progress = Progress(phase=phase, done=done_before, total=done_before + sum(task.bytes for task in tasks))
     begun = time.monotonic()
     try:
         report(progress)
@@ -83,8 +89,8 @@ def dispatch(
                 for next_task in task.done(_answer(reference)):
                     waiting[next_task.worker].append(next_task)
                 progress.done += task.bytes
-            if progress.done:
-                pace = (time.monotonic() - begun) / progress.done
+            if progress.done > done_before:
+                pace = (time.monotonic() - begun) / (progress.done - done_before)
                 progress.eta_seconds = round(pace * (progress.total - progress.done), 1)
             report(progress)
     finally:

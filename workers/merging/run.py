@@ -128,7 +128,8 @@ def _aggregate(
         sums.include(Sums.from_json(record["sums"]))
         digests[name] = record["sha256"]
 
-    units = [unit for unit in plan.units(mix.models, mix.copied) if unit.file not in finished]
+    every_unit = plan.units(mix.models, mix.copied)
+    units = [unit for unit in every_unit if unit.file not in finished]
     findings: dict[str, dict[int, Findings]] = {}
     left = {file.name: sum(unit.file == file.name for unit in units) for file in plan.files}
 
@@ -162,7 +163,8 @@ def _aggregate(
     tasks = [merge(number, unit) for number, unit in enumerate(units)]
     empty = [file.name for file in plan.files if not left[file.name] and file.name not in finished]
     tasks += [finish(name, 0) for name in empty]
-    dispatch("aggregate", tasks, actors, report)
+    done_before = sum(unit.input_bytes for unit in every_unit if unit.file in finished)
+    dispatch("aggregate", tasks, actors, report, done_before=done_before)
     return sums, digests
 
 
