@@ -68,8 +68,14 @@ async def _post_all(address: str, directory: Path, posts: int) -> list[tuple[int
 
         async def post(number: int) -> tuple[int, float, str]:
             async with turn:
+                headers = {"Idempotency-Key": f"post-{number}"}
                 begun = time.perf_counter()
-                answer = await http.post("/merge", json=_body(directory, number))
+                while True:
+                    try:
+                        answer = await http.post("/merge", json=_body(directory, number), headers=headers)
+                        break
+                    except httpx.TransportError:  # a connection that was closed for being idle
+                        continue
                 return answer.status_code, time.perf_counter() - begun, answer.json().get("id", "")
 
         return await asyncio.gather(*(post(number) for number in range(posts)))

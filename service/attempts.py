@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
-from sqlalchemy import Engine, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, literal, select, update
 
 from service.claims import Claim, Staged
 from service.tables import events, jobs, open_engine, runners, staging
@@ -27,6 +29,11 @@ class Attempts:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
         self._clock = clock
+        # SQLite lets one connection write, and the others look again after pauses of up to 100 ms: a thread may be
+        # passed over for seconds. Threads of this process wait for each other here, where the next one is woken.
+        self._turn: AbstractContextManager[Any] = (
+            threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        )
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -36,6 +43,12 @@ class Attempts:
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction that writes."""
+        with self._turn, self._engine.begin() as connection:
+            yield connection
 
     def claim(
         self,
@@ -70,7 +83,7 @@ class Attempts:
             )
             .returning(jobs)
         )
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             expired = (jobs.c.state == "running") & (jobs.c.lease_expires_at < now)
             if lost := requeue(connection, expired, "no sign of life from its runner", now, max_attempts):
                 add_up(connection, "lease_losses", "", lost)
@@ -88,7 +101,7 @@ class Attempts:
     def heartbeat(self, owner: str, lease_seconds: float) -> None:
         """Renew the leases of every job that ``owner`` runs, and say that it is there."""
         now = self._clock()
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(
                 update(jobs)
                 .where(jobs.c.state == "running", jobs.c.owner == owner)
@@ -99,7 +112,7 @@ class Attempts:
 
     def leave(self, owner: str) -> None:
         """Let go of everything that ``owner`` holds: its jobs start again elsewhere, at once."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             mine = (jobs.c.state == "running") & (jobs.c.owner == owner)
             requeue(connection, mine, "its runner was stopped", self._clock(), max_attempts=None)
             connection.execute(delete(runners).where(runners.c.owner == owner))
@@ -109,7 +122,7 @@ class Attempts:
 
         A claim that is no longer valid changes nothing.
         """
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             requeue(connection, fence(claim), reason, self._clock(), max_attempts)
 
     def runner_seen_at(self) -> datetime | None:
@@ -125,7 +138,7 @@ class Attempts:
             LeaseLost: the job is no longer this attempt's.
         """
         row = {"job_id": claim.job_id, "output": str(directory.output), "identity": directory.identity}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             if connection.execute(select(jobs.c.id).where(fence(claim))).one_or_none() is None:
                 raise lease_lost(claim)
             connection.execute(insert(staging).values(row))
@@ -137,7 +150,7 @@ class Attempts:
             LeaseLost: the job is no longer this attempt's.
         """
         data = progress.model_dump(mode="json")
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             cancel = connection.execute(
                 update(jobs).where(fence(claim)).values(progress=data).returning(jobs.c.cancel_requested)
             ).scalar_one_or_none()
@@ -163,7 +176,7 @@ class Attempts:
                 ("bytes", "written", float(result.bytes_written)),
             ]
             added += [("seconds", phase, seconds) for phase, seconds in sorted(result.seconds.items())]
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             outcome = {"result": result.model_dump(mode="json")}
             if progress is not None:
                 outcome["progress"] = progress.model_dump(mode="json")
@@ -177,7 +190,7 @@ class Attempts:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             finish(connection, claim, "failed", self._clock(), error=error.model_dump(mode="json"))
 
     def cancelled(self, claim: Claim) -> None:
@@ -186,5 +199,5 @@ class Attempts:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             finish(connection, claim, "cancelled", self._clock())

@@ -60,7 +60,7 @@ class Store(Attempts):
             "idempotency_key": idempotency_key,
             "request_hash": _request_hash(kind, request),
         }
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             take_turns(connection, "queue")  # so that no other job is queued between the count and the insert
             if idempotency_key is not None and (earlier := _by_key(connection, idempotency_key)) is not None:
                 return _same_request(earlier, kind, request)
@@ -131,7 +131,7 @@ class Store(Attempts):
             UnknownJob: there is none with this id.
             JobEnded: the job has already ended.
         """
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             ended = end(
                 connection, (jobs.c.id == job_id) & (jobs.c.state == "queued"), "cancelled", self._clock()
             )
@@ -159,7 +159,7 @@ class Store(Attempts):
 
     def forget(self, ended_before: datetime) -> int:
         """Delete the jobs that ended before then, with their events. Returns how many."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             old = connection.execute(
                 delete(jobs)
                 .where(jobs.c.state.in_(ENDED), jobs.c.finished_at < ended_before)
@@ -184,7 +184,7 @@ class Store(Attempts):
 
     def swept(self, directory: Staged) -> None:
         """The directory is gone."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(
                 delete(staging).where(
                     staging.c.output == str(directory.output), staging.c.identity == directory.identity
@@ -202,7 +202,7 @@ class Store(Attempts):
     def note_resident(self, nbytes: int) -> None:
         """What the shard workers keep resident at the moment."""
         row = {"name": "resident_bytes", "label": "", "value": float(nbytes)}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             upsert(connection, counters, row, {"value": row["value"]})
 
     def totals(self) -> dict[tuple[str, str], float]:

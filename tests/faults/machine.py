@@ -79,7 +79,7 @@ class Machine:
             )
         assert self._process.stdout is not None
         if not self._process.stdout.readline():
-            raise RuntimeError(f"the service did not start; its log is {self._log}")
+            raise RuntimeError(f"the service did not start: {self._log.read_text()[-2000:]}")
 
     def states(self, job_id: str) -> list[str]:
         """Every state that the job has entered, as the job table tells."""
