@@ -38,13 +38,14 @@ def script(directory: Path) -> JobFunction:
     It is defined in here so that Ray sends its code along: job processes cannot import this file.
     """
 
-    def job(claim: Any, settings: Any, report: Callable[[Any], None]) -> Any:
+    def job(claim: Any, settings: Any, report: Any) -> Any:
         import os
         import signal
         import time
 
         from taumerge.errors import InvalidRequest, JobFailed
         from taumerge.schemas import MergeResult, Progress, TensorCounts
+        from workers.checkpoints.writing import Staging
 
         run = f"{claim.request['name']}.{claim.attempt}"
         (directory / f"{run}.pid").write_text(str(os.getpid()))
@@ -55,7 +56,11 @@ def script(directory: Path) -> JobFunction:
             raise InvalidRequest.at(["output"], "output_exists", "it exists")
         if action == "break":
             raise RuntimeError("secret")
-        if action == "die":
+        if action == "litter":
+            staging = Staging(directory / "out", "0" * 64)
+            report.staged(staging)
+            staging.create(())
+        if action in ("die", "litter"):
             os.kill(os.getpid(), signal.SIGKILL)
         done = 0
         while action == "wait" and not (directory / f"{claim.request['name']}.go").exists():
@@ -194,6 +199,16 @@ def test_a_job_that_kills_its_process_fails_after_its_attempts(bench: Bench) -> 
     assert (job.state, job.attempt) == ("failed", 2)
     assert job.error is not None
     assert job.error.code == "worker_lost"
+
+
+def test_what_a_failed_job_leaves_behind_is_removed_and_nothing_else(bench: Bench) -> None:
+    other = bench.directory / f".out.{'1' * 16}.partial"
+    other.mkdir()
+    job = bench.ended(bench.submit("litter", "litter"), seconds=120)
+    assert (job.state, job.attempt) == ("failed", 2)
+    hidden = bench.directory / f".out.{'0' * 16}.partial"
+    eventually(lambda: not hidden.exists() and not bench.store.orphans(), "it is swept", 60)
+    assert other.exists()
 
 
 def test_cancelling_a_running_job_takes_effect_within_two_seconds(bench: Bench) -> None:
