@@ -26,6 +26,7 @@ TITLES = {
 """How Ray names the processes; while a method runs, the title goes on with its name."""
 KINDS = (*TITLES, "machine")
 STOP_SECONDS = 60
+STARTS = 5
 
 
 class Machine:
@@ -67,7 +68,16 @@ class Machine:
         process.stdout.close()
 
     def start(self) -> None:
-        """Start the service, on the state that it had, and wait until it is ready."""
+        """Start the service, on the state that it had, and wait until it is ready.
+
+        As a supervisor does, again when it gives up: Ray allows its processes 30 s, which a busy machine may not keep.
+        """
+        for _ in range(STARTS):
+            if self._started():
+                return
+        raise RuntimeError(f"the service did not start: {self._log.read_text()[-2000:]}")
+
+    def _started(self) -> bool:
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service"],
@@ -78,8 +88,7 @@ class Machine:
                 start_new_session=True,
             )
         assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            raise RuntimeError(f"the service did not start: {self._log.read_text()[-2000:]}")
+        return bool(self._process.stdout.readline())
 
     def states(self, job_id: str) -> list[str]:
         """Every state that the job has entered, as the job table tells."""
