@@ -23,8 +23,6 @@ class Settings(WorkerSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
 
-    state_dir: Path = Path(".taumerge")
-    """Directory of the embedded state."""
     database_url: str = ""
     """SQLAlchemy URL of the job store; empty: a SQLite file in ``state_dir``."""
     token: SecretStr | None = Field(default=None, min_length=1)
@@ -45,11 +43,6 @@ class Settings(WorkerSettings):
     """How long a running job stays with a runner that gives no sign of life."""
     events_seconds: float = Field(default=60.0, gt=0, le=300.0)
     """How long one connection of server-sent events lasts; clients resume with ``Last-Event-ID``."""
-
-    @field_validator("state_dir")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
 
     @field_validator("read_roots", "write_roots", mode="before")
     @classmethod
