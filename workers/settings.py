@@ -31,6 +31,14 @@ class WorkerSettings(BaseSettings):
     """Whether requests may evaluate on tasks that run code: what models write (HumanEval), or Python beside a task's
     YAML. Such code has the rights of the workers."""
 
+    allow_pickle: bool = False
+    """Whether merges may read pickled weights (``.bin``, ``.pt``) on a disk: tensors only, in a process of its own."""
+
+    @property
+    def pickle_dir(self) -> Path | None:
+        """Where pickled weights are converted; none where they are not allowed."""
+        return self.work_dir / "unpickled" if self.allow_pickle else None
+
     @property
     def work_dir(self) -> Path:
         """Where outputs grow that are uploaded to a store."""

@@ -143,8 +143,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
     Raises:
         CheckpointError: ``unsupported_uri``, ``checkpoint_not_found``, ``checkpoint_unreadable``,
             ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter),
-            ``unfinished_checkpoint``, ``extra_missing``, ``malformed_adapter``, ``malformed_index``, ``index_missing_file``, ``index_missing_tensor``,
-            ``index_unlisted_tensor``, or what ``read_header`` raises.
+            ``unfinished_checkpoint``, ``extra_missing``, ``malformed_adapter``, ``malformed_index``,
+            ``index_missing_file``, ``index_missing_tensor``, ``index_unlisted_tensor``, or what ``read_header`` raises.
     """
     path = locate(uri)
     try:
@@ -237,7 +237,8 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
     if UNFINISHED in names and not isinstance(directory, Path):
         raise CheckpointError(
             "unfinished_checkpoint",
-            f"A merge that writes {uri} has not finished. Wait for it; if it is dead, merge there again with overwrite.",
+            f"A merge that writes {uri} has not finished. Wait for it; if it is dead, merge there again "
+            "with overwrite.",
         )
     for stem in STEMS:
         if f"{stem}.safetensors" in names:
@@ -257,7 +258,8 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
     if pickled:
         raise CheckpointError(
             "unsupported_checkpoint",
-            f"{uri} holds pickled weights ({pickled[0]!a}), which are not read: convert them to safetensors.",
+            f"{uri} holds pickled weights ({pickled[0]!a}), which are not read: convert them to safetensors, or ask "
+            "the operator of this service for TAUMERGE_ALLOW_PICKLE.",
         )
     raise CheckpointError(
         "checkpoint_not_found",

@@ -20,6 +20,7 @@ from workers.checkpoints.checkpoint import (
 )
 from workers.checkpoints.dtypes import FLOATS
 from workers.checkpoints.files import UNFINISHED, FileState, Location, local_path, locate, names_in
+from workers.checkpoints.pickles import open_pickled, pickled_files
 from workers.checkpoints.remote.path import WRITABLE, RemotePath
 from workers.checkpoints.writing import free_bytes, lay_out
 from workers.merging.compare import Comparison, compare
@@ -29,11 +30,19 @@ PACKED_SHARE = 0.01
 """Share of non-float bytes from which a base looks quantised."""
 
 
-def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, writes: bool = True) -> MergePlan:
+def plan_merge(
+    request: MergeRequest,
+    *,
+    workers: int,
+    worker_memory: int,
+    writes: bool = True,
+    pickle_dir: Path | None = None,
+) -> MergePlan:
     """Check ``request`` against the checkpoints that it names, and plan it.
 
     Args:
         writes: whether the merge is written; else its output is not looked at.
+        pickle_dir: where pickled weights are converted; without it they are refused.
 
     Raises:
         InvalidRequest: with every problem found, each located in the request.
@@ -46,7 +55,7 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, write
         errors += error.errors
     errors += _weight_problems(request, rule)
     opened = [
-        _open(uri, loc, errors)
+        _open(uri, loc, pickle_dir, errors)
         for uri, loc in [
             (request.base, ("base",)),
             *((model.uri, ("models", index, "uri")) for index, model in enumerate(request.models)),
@@ -94,8 +103,12 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, write
     )
 
 
-def _open(uri: str, loc: tuple[str | int, ...], errors: list[ErrorItem]) -> Checkpoint | None:
+def _open(
+    uri: str, loc: tuple[str | int, ...], pickle_dir: Path | None, errors: list[ErrorItem]
+) -> Checkpoint | None:
     try:
+        if pickle_dir and (pickled := pickled_files(uri)):
+            return open_pickled(uri, pickled, pickle_dir)
         return open_checkpoint(uri)
     except CheckpointError as error:
         errors.append(ErrorItem(loc=loc, code=error.code, msg=error.message))

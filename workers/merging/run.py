@@ -66,7 +66,12 @@ def run_merge(
         return earlier
     clock = Clock()
     with clock.phase("plan"):
-        plan = plan_merge(request, workers=worker_count(settings), worker_memory=int(settings.worker_memory))
+        plan = plan_merge(
+            request,
+            workers=worker_count(settings),
+            worker_memory=int(settings.worker_memory),
+            pickle_dir=settings.pickle_dir,
+        )
         actors = shard_actors(settings, detached=detached)
     identity = hashlib.sha256(f"{job_id} {plan.identity}".encode()).hexdigest()
     staging = staging_for(plan.output, identity, settings.work_dir)
