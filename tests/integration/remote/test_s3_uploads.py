@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from checkpoint_files import random_checkpoints
+from in_process import merge_in_process
 from s3_server import Fault, S3Server
 
 from taumerge.errors import JobFailed
+from taumerge.schemas import MergeRequest
 from workers.checkpoints.files import RECEIPT, UNFINISHED
 from workers.checkpoints.remote import s3 as s3_store
 from workers.checkpoints.remote.path import parse_remote
 from workers.checkpoints.remote.staging import RemoteStaging
 from workers.checkpoints.writing import FileWriter, lay_out
+from workers.merging.preflight import plan_merge
+from workers.merging.shard import ShardWorker
 
 FILES = lay_out(
     [("a", "U8", (11_000_000,)), ("b", "U8", (12_000_000,))],
@@ -49,6 +56,34 @@ def staged(prefix: str, work: Path, identity: str = "0123456789abcdef0") -> Remo
     staging.write_text(INDEX, "{}")
     staging.write_text(RECEIPT, "{}")
     return staging
+
+
+def test_two_workers_write_the_bytes_of_a_local_merge(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    base, models = random_checkpoints(tmp_path / "in", 3, [torch.float32, torch.bfloat16])
+    stored = [s3.put(uri, "models", f"{prefix}/{Path(uri).name}") for uri in (base, *models)]
+    body = {
+        "method": {"name": "cclip", "rho": 2.0},
+        "scaling": 0.3,
+        "max_shard_size": "150KB",
+        "statistics": "full",
+    }
+    output = f"s3://models/{prefix}/merged"
+    here = {"base": base, "models": models, "output": str(tmp_path / "merged")}
+    there = {"base": stored[0], "models": stored[1:], "output": output}
+    digests = []
+    for places in (here, there):
+        plan = plan_merge(MergeRequest.model_validate(body | places), workers=2, worker_memory=0)
+        merged = merge_in_process(
+            plan, [ShardWorker(0), ShardWorker(1 << 20)], name="merge", work=tmp_path / "work"
+        )
+        digests.append(merged.digests)
+    assert digests[0] == digests[1]
+    assert len(digests[1]) > 1
+    ahead = plan.describe().peak_memory_bytes - plan.peak_memory(0, 0)
+    assert ahead == 2 * max(unit.input_bytes for unit in plan.units())
+    merged.staging.commit(overwrite=False)
+    uploaded = [s3.content("models", f"{prefix}/merged/{file.name}") for file in plan.files]
+    assert [hashlib.sha256(content).hexdigest() for content in uploaded] == digests[0]
 
 
 def test_parts_arrive_as_one_object(s3: S3Server, prefix: str, tmp_path: Path) -> None:
