@@ -43,7 +43,7 @@ lint: setup
 # Writes requirements.lock anew: names and versions only.
 lock:
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --extra datasets --extra demo \
-		--extra eval --extra postgres --group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
+		--extra eval --extra gs --extra hf --extra https --extra postgres --extra s3 --group dev --no-emit-package taumerge --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv .taumerge

@@ -137,7 +137,7 @@ class Attempts:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        row = {"job_id": claim.job_id, "output": str(directory.output), "identity": directory.identity}
+        row = {"job_id": claim.job_id, "output": directory.output, "identity": directory.identity}
         with self._writing() as connection:
             if connection.execute(select(jobs.c.id).where(fence(claim))).one_or_none() is None:
                 raise lease_lost(claim)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from taumerge.errors import TaumergeError
@@ -65,7 +64,8 @@ class Claim:
 class Staged(NamedTuple):
     """A hidden directory in which an output grows; see ``Staging``."""
 
-    output: Path
+    output: str
+    """A path, or the URI of a place in a store."""
     identity: str
 
 

@@ -73,7 +73,9 @@ def bind(settings: Settings) -> serve.Application:
         worker_memory = int(settings.worker_memory)
 
         def plan(request: MergeRequest) -> Plan:
-            return plan_merge(request, workers=workers, worker_memory=worker_memory).describe()
+            return plan_merge(
+                request, workers=workers, worker_memory=worker_memory, pickle_dir=settings.pickle_dir
+            ).describe()
 
         return create_app(settings, Store.open(settings.database_url), plan=plan, wake=_Waker())
 

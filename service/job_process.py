@@ -62,7 +62,7 @@ class Reporter:
     def staged(self, staging: Staging) -> None:
         """Note a hidden directory before it is made; it is removed when no attempt goes on in it."""
         try:
-            self._store.note_staging(self._claim, Staged(staging.output, staging.identity))
+            self._store.note_staging(self._claim, Staged(str(staging.place), staging.identity))
         except LeaseLost as lost:
             raise Superseded(str(lost)) from None
 

@@ -1,4 +1,4 @@
-"""What a request may read and write: local files inside the configured roots, nothing else."""
+"""What a request may read and write: files and objects inside the configured roots, nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from service.settings import Settings
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
-from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.checkpoints.checkpoint import CheckpointError
+from workers.checkpoints.files import Location, locate
+from workers.checkpoints.remote.path import RemotePath, is_remote, parse_root
 from workers.evaluation.preflight import places
 from workers.finetuning.preflight import OPEN_CLIP, dataset_places
 
@@ -71,14 +73,11 @@ def _refusal(
     loc: tuple[str | int, ...], uri: str, roots: Sequence[str], verb: str, setting: str
 ) -> ErrorItem | None:
     try:
-        # The real path, with links and ".." resolved: what will be opened, not what was written.
-        path = local_path(uri).resolve()
+        allowed = _is_inside(locate(uri), roots, verb)
     except CheckpointError as error:
         return ErrorItem(loc=loc, code=error.code, msg=str(error))
     except (OSError, RuntimeError):  # a loop of symbolic links
         return ErrorItem(loc=loc, code="not_allowed", msg=f"{uri} cannot be resolved to a path")
-    # An output that is itself a root would put the merge's work directory beside it, outside the root.
-    allowed = any(path.is_relative_to(root) and (verb == "read" or path != Path(root)) for root in roots)
     if allowed:
         return None
     return ErrorItem(
@@ -86,4 +85,22 @@ def _refusal(
         code="not_allowed",
         msg=f"{uri} is not inside a directory that this service may {verb}; "
         f"choose another path, or ask its operator to extend {setting}",
+    )
+
+
+def _is_inside(place: Location, roots: Sequence[str], verb: str) -> bool:
+    """Whether ``place`` is below a root; raises ``OSError`` or ``RuntimeError`` where links lead nowhere."""
+    if isinstance(place, RemotePath):
+        prefixes = [parse_root(root) for root in roots if is_remote(root)]
+        return any(
+            place.segments[: len(prefix)] == prefix and (verb == "read" or place.segments != prefix)
+            for prefix in prefixes
+        )
+    # The real path, with links and ".." resolved: what will be opened, not what was written.
+    path = place.resolve()
+    # An output that is itself a root would put the merge's work directory beside it, outside the root.
+    return any(
+        path.is_relative_to(root) and (verb == "read" or path != Path(root))
+        for root in roots
+        if not is_remote(root)
     )

@@ -21,8 +21,10 @@ from service import logs
 from service.job_process import JOBS, JobFunction, JobProcess, warm_up
 from service.settings import Settings
 from service.store import RESUMED_KINDS, Store
+from taumerge.errors import TaumergeError
 from taumerge.schemas import JobKind
-from workers.checkpoints.writing import Staging
+from workers.checkpoints.files import locate
+from workers.checkpoints.remote.staging import staging_for
 from workers.merging.pool import resident_bytes
 from workers.settings import WorkerSettings
 
@@ -101,13 +103,13 @@ class Runner:
                 self._sweep()
                 if (resident := resident_bytes()) is not None:
                     self._store.note_resident(resident)
-            except (RayError, SQLAlchemyError):
+            except (RayError, SQLAlchemyError, TaumergeError):
                 log.exception("housekeeping is put off")
 
     def _sweep(self) -> None:
         """Remove the hidden directories that no job will go on with."""
         for directory in self._store.orphans():
-            staging = Staging(directory.output, directory.identity)
+            staging = staging_for(locate(directory.output), directory.identity, self._settings.work_dir)
             staging.discard()
             if staging.path.exists():
                 log.warning("%s is of no use any more and cannot be removed", staging.path)

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.checkpoints.remote.path import WRITABLE, is_remote, parse_root
 from workers.settings import WorkerSettings
 
 __all__ = ["Settings"]
@@ -23,16 +24,15 @@ class Settings(WorkerSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
 
-    state_dir: Path = Path(".taumerge")
-    """Directory of the embedded state."""
     database_url: str = ""
     """SQLAlchemy URL of the job store; empty: a SQLite file in ``state_dir``."""
     token: SecretStr | None = Field(default=None, min_length=1)
     """Bearer token that every request must carry; null: none, and loopback only."""
     read_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
-    """Directories that requests may read, as paths or ``file:///`` URIs; separated by commas."""
+    """Directories that requests may read, as paths or ``file:///`` URIs, and prefixes of remote places
+    (``s3://bucket/prefix``, ``gs://…``, ``hf://owner``, ``https://host/path``); separated by commas."""
     write_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
-    """Directories that requests may write into."""
+    """Directories that requests may write into, and prefixes in stores (``s3://…``, ``gs://…``)."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=1, le=65535, validation_alias=AliasChoices("TAUMERGE_PORT", "PORT"))
@@ -50,11 +50,6 @@ class Settings(WorkerSettings):
     events_seconds: float = Field(default=60.0, gt=0, le=300.0)
     """How long one connection of server-sent events lasts; clients resume with ``Last-Event-ID``."""
 
-    @field_validator("state_dir")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
-
     @field_validator("read_roots", "write_roots", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -66,6 +61,14 @@ class Settings(WorkerSettings):
     @classmethod
     def _directories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_root(part) for part in value)
+
+    @field_validator("write_roots")
+    @classmethod
+    def _writable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for root in value:
+            if is_remote(root) and not root.startswith(tuple(f"{scheme}://" for scheme in WRITABLE)):
+                raise ValueError(f"{root}: outputs cannot be written there")
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -79,8 +82,12 @@ class Settings(WorkerSettings):
 
 
 def _root(value: str) -> str:
-    """``value`` as an absolute path without symbolic links; a relative one starts at the working directory."""
+    """``value`` as an absolute path without symbolic links, a relative one from the working directory; or a remote
+    prefix as it is."""
     try:
+        if is_remote(value):
+            parse_root(value)
+            return value
         path = local_path(value) if "://" in value else Path(value).expanduser()
     except CheckpointError as error:
         raise ValueError(f"{value}: {error}") from None

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, delete, func, insert, select, tuple_, update
@@ -178,16 +177,14 @@ class Store(Attempts):
         query = query.outerjoin_from(staging, jobs, staging.c.job_id == jobs.c.id)
         query = query.group_by(staging.c.output, staging.c.identity)
         with self._reading.begin() as connection:
-            return [
-                Staged(Path(row.output), row.identity) for row in connection.execute(query) if not row.kept
-            ]
+            return [Staged(row.output, row.identity) for row in connection.execute(query) if not row.kept]
 
     def swept(self, directory: Staged) -> None:
         """The directory is gone."""
         with self._writing() as connection:
             connection.execute(
                 delete(staging).where(
-                    staging.c.output == str(directory.output), staging.c.identity == directory.identity
+                    staging.c.output == directory.output, staging.c.identity == directory.identity
                 )
             )
 

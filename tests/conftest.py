@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import settings
+
+settings.register_profile("thorough", max_examples=12_000)
 
 CLASSES = ("dark", "grey_shade", "light")
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: the answers that ``datasets`` asks for, from a directory."""
+"""A Hugging Face hub on this machine: the answers that ``datasets`` and readers of models ask for, from a directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 
 @contextmanager
 def fake_hub(directory: Path) -> Iterator[str]:
-    """Serve ``directory/OWNER/NAME/REVISION``, each a commit of a data set; yields the address of the hub.
+    """Serve ``directory/OWNER/NAME/REVISION``, each a commit of a data set or model; yields the address of the hub.
 
     The revision ``main`` is the last one by name.
     """
@@ -42,20 +42,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         match [unquote(part) for part in urlparse(self.path).path.strip("/").split("/")]:
-            case ["api", "datasets", owner, name]:
+            case ["api", "datasets" | "models", owner, name]:
                 self._answer_commit(owner, name, "main")
-            case ["api", "datasets", owner, name, "revision", revision]:
+            case ["api", "datasets" | "models", owner, name, "revision", revision]:
                 self._answer_commit(owner, name, revision)
-            case ["api", "datasets", owner, name, "tree", revision, *path]:
+            case ["api", "datasets" | "models", owner, name, "tree", revision, *path]:
                 deep = parse_qs(urlparse(self.path).query).get("recursive") == ["true"]
                 self._answer_tree(self._commit(owner, name, revision), "/".join(path), deep)
-            case ["api", "datasets", owner, name, "paths-info", revision]:
+            case ["api", "datasets" | "models", owner, name, "paths-info", revision]:
                 paths = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
                 commit = self._commit(owner, name, revision)
                 self._answer_json(
                     [_entry(commit, commit / path) for path in paths if (commit / path).exists()]
                 )
-            case ["datasets", owner, name, "resolve", revision, *path]:
+            case ["datasets", owner, name, "resolve", revision, *path] | [
+                owner,
+                name,
+                "resolve",
+                revision,
+                *path,
+            ]:
                 self._answer_file(self._commit(owner, name, revision), "/".join(path))
             case _:
                 self._answer(404)
@@ -100,7 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
         facts = {"X-Repo-Commit": _sha(commit.name)}
         if (commit / path).is_file():
             content = (commit / path).read_bytes()
-            self._answer(200, content, facts | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
+            facts["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
+            if span := self.headers.get("Range"):
+                start, end = (int(part) for part in span.removeprefix("bytes=").split("-"))
+                facts["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+                self._answer(206, content[start : end + 1], facts)
+            else:
+                self._answer(200, content, facts)
         else:
             self._answer(404, b"", facts | {"X-Error-Code": "EntryNotFound"})
 

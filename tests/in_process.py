@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import open_checkpoint
+from workers.checkpoints.remote.staging import staging_for
 from workers.checkpoints.writing import Staging
 from workers.merging.mix import Mix, decide, needs_measuring
 from workers.merging.plan import MergePlan
@@ -37,15 +39,23 @@ class Merged:
 
 
 def merge_in_process(
-    plan: MergePlan, workers: Sequence[ShardWorker], *, statistics: Needs = "norms", name: str = "0"
+    plan: MergePlan,
+    workers: Sequence[ShardWorker],
+    *,
+    statistics: Needs = "norms",
+    name: str = "0",
+    work: Path | None = None,
 ) -> Merged:
-    """Both passes of ``plan``; attempts with different names do not share their files."""
+    """Both passes of ``plan``; attempts with different names do not share their files.
+
+    An output in a store grows in ``work``.
+    """
     measured = Sums()
     if needs_measuring(plan):
         needs: Needs = "gram" if plan.rule.needs == "gram" else "norms"
         measured = Sums.of(workers[unit.worker].measure(unit, plan.inputs, needs) for unit in plan.units())
     mix = decide(plan, measured)
-    staging = Staging(plan.output, name.rjust(16, "0"))
+    staging = staging_for(plan.output, name.rjust(16, "0"), work or Path("/nonexistent"))
     staging.create(plan.files)
     sums = Sums.of(
         workers[unit.worker].merge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,8 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAUMERGE_", extra="ignore")
 
+    state_dir: Path = Path(".taumerge")
+    """Directory of the embedded state, absolute once read; on several nodes one that they share."""
     workers: int | None = Field(default=None, ge=1)
     """Shard workers; null: one for each GPU of the cluster, or for each CPU where it has no GPU."""
     accelerator_type: str | None = None
@@ -28,6 +30,24 @@ class WorkerSettings(BaseSettings):
     allow_code_execution: bool = False
     """Whether requests may evaluate on tasks that run code: what models write (HumanEval), or Python beside a task's
     YAML. Such code has the rights of the workers."""
+
+    allow_pickle: bool = False
+    """Whether merges may read pickled weights (``.bin``, ``.pt``) on a disk: tensors only, in a process of its own."""
+
+    @property
+    def pickle_dir(self) -> Path | None:
+        """Where pickled weights are converted; none where they are not allowed."""
+        return self.work_dir / "unpickled" if self.allow_pickle else None
+
+    @property
+    def work_dir(self) -> Path:
+        """Where outputs grow that are uploaded to a store."""
+        return self.state_dir / "work"
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
 
     @classmethod
     def settings_customise_sources(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from s3_server import environment, free_port
 
 from taumerge.schemas import MergeRequest, MergeResult, Progress
 from workers.merging import run_merge, stop_shard_actors
@@ -21,7 +22,15 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[str]:
+def s3_port() -> int:
+    """Where the S3 server of these tests is, once it is started; the environment says it to every process."""
+    port = free_port()
+    os.environ.update(environment(port))
+    return port
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_port: int) -> Iterator[str]:
     """The address of the cluster that this process is connected to."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")])
     ray.init(

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from pydantic import ValidationError
 
 from taumerge.schemas import Training
 from workers.checkpoints.errors import CheckpointError
+from workers.checkpoints.files import (
+    UNFINISHED,
+    FileRecord,
+    Location,
+    each,
+    is_directory,
+    local_path,
+    locate,
+    names_in,
+    pinned,
+    read_small,
+    state_of,
+)
 from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
 from workers.checkpoints.strict_json import parse_object
 
@@ -62,19 +72,6 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
-class FileRecord:
-    """One file of weights as it was when its header was read."""
-
-    name: str
-    """Relative to the checkpoint's directory."""
-    path: Path
-    size: int
-    mtime_ns: int
-    inode: int
-    header_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor and the file that holds it."""
 
@@ -88,7 +85,8 @@ class Checkpoint:
     """The headers of a checkpoint: everything but its numbers."""
 
     uri: str
-    directory: Path
+    directory: Location
+    """Where it was found; of a repository on the hub, at the commit that was found."""
     files: tuple[FileRecord, ...]
     """By name, which for shards is their order."""
     tensors: dict[str, StoredTensor]
@@ -103,11 +101,22 @@ class Checkpoint:
     """``adapter_config.json`` where this is an adapter; ``tensors`` are then the adapter's own."""
 
     @property
+    def local(self) -> Path:
+        """The directory, for what opens its files by their paths.
+
+        Raises:
+            CheckpointError: ``unsupported_uri``: it lies in a store.
+        """
+        if isinstance(self.directory, Path):
+            return self.directory
+        raise CheckpointError(
+            "unsupported_uri", f"{self.uri} lies in a store, and this needs it on a disk: copy it there."
+        )
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 in hex that changes when a file is replaced, touched, or has another header."""
-        records = [
-            (file.name, file.size, file.mtime_ns, file.inode, file.header_sha256) for file in self.files
-        ]
+        records = [(file.name, *astuple(file.state), file.header_sha256) for file in self.files]
         return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
     def find(self, name: str) -> StoredTensor | None:
@@ -124,29 +133,6 @@ class Checkpoint:
         return next((self.tensors[other] for other in tied if other in self.tensors), None)
 
 
-def local_path(uri: str) -> Path:
-    """The absolute path that ``uri`` names: ``file:///…`` (percent-decoded), or a plain absolute path.
-
-    Raises:
-        CheckpointError: ``unsupported_uri`` for everything else.
-    """
-    path = None
-    if uri.startswith("/"):
-        path = uri
-    elif uri.startswith("file://") and not set(uri) & set("?#"):
-        try:
-            path = unquote(uri.removeprefix("file://").removeprefix("localhost"), errors="strict")
-        except UnicodeDecodeError:
-            path = None
-    if path is None or not path.startswith("/") or "\0" in path or "::" in uri or not _is_unicode(path):
-        raise CheckpointError(
-            "unsupported_uri",
-            "This is no location that can be used: write file:///absolute/path (special characters "
-            "percent-encoded, no query or fragment) or a plain absolute path.",
-        )
-    return Path("/" + path.lstrip("/"))
-
-
 def open_checkpoint(uri: str) -> Checkpoint:
     """Read the headers of the checkpoint at ``uri``: a directory, or one ``.safetensors`` file.
 
@@ -157,14 +143,16 @@ def open_checkpoint(uri: str) -> Checkpoint:
     Raises:
         CheckpointError: ``unsupported_uri``, ``checkpoint_not_found``, ``checkpoint_unreadable``,
             ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter),
-            ``malformed_adapter``, ``malformed_index``, ``index_missing_file``, ``index_missing_tensor``,
-            ``index_unlisted_tensor``, or what ``read_header`` raises.
+            ``unfinished_checkpoint``, ``extra_missing``, ``malformed_adapter``, ``malformed_index``,
+            ``index_missing_file``, ``index_missing_tensor``, ``index_unlisted_tensor``, or what ``read_header`` raises.
     """
-    path = local_path(uri)
+    path = locate(uri)
     try:
-        if path.is_dir():
+        path = pinned(path)
+        if is_directory(path):
             return _open_directory(uri, path)
-        path.stat()
+        if isinstance(path, Path):
+            path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError("checkpoint_not_found", f"There is nothing at {uri}.") from error
     except OSError as error:
@@ -184,9 +172,10 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         CheckpointError: ``malformed_training_record``.
     """
-    path = checkpoint.directory / "training.json"
     try:
-        return _read_object(path, _LARGEST_RECORD) if path.is_file() else {}
+        return _read_object(checkpoint.directory / "training.json", _LARGEST_RECORD)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except ValueError as error:
@@ -208,21 +197,31 @@ def read_training(checkpoint: Checkpoint) -> Training:
         raise _malformed_record(f"{first['loc'][0]}: {first['msg']}") from error
 
 
-def companions(checkpoint: Checkpoint) -> list[Path]:
+def companions(checkpoint: Checkpoint) -> list[Location]:
     """Configuration, tokenizer and preprocessor files that belong to the weights, by name.
 
     Regular files up to 100 MB under names that transformers and open_clip use: never weights, code or
     the training record. None for a checkpoint that was named as a single file.
     """
-    if local_path(checkpoint.uri) != checkpoint.directory:
+    if not _is_whole(checkpoint):
         return []
-    return sorted(
-        path
-        for path in checkpoint.directory.iterdir()
-        if any(path.match(pattern) for pattern in _COMPANIONS)
-        and path.is_file()
-        and path.stat().st_size <= _LARGEST_COMPANION
-    )
+    found = [checkpoint.directory / name for name in sorted(names_in(checkpoint.directory))]
+    named = [path for path in found if any(path.match(pattern) for pattern in _COMPANIONS)]
+    small = each(_is_companion, named, checkpoint.directory)
+    return [path for path, fits in zip(named, small, strict=True) if fits]
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether the URI names the directory, not one file in it."""
+    location = locate(checkpoint.uri)
+    return location == checkpoint.directory if isinstance(location, Path) else is_directory(location)
+
+
+def _is_companion(path: Location) -> bool:
+    try:
+        return state_of(path).size <= _LARGEST_COMPANION
+    except OSError:  # no regular file
+        return False
 
 
 def _malformed_record(problem: str) -> CheckpointError:
@@ -233,16 +232,14 @@ def _malformed_record(problem: str) -> CheckpointError:
     )
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _open_directory(uri: str, directory: Path) -> Checkpoint:
-    names = {entry.name for entry in os.scandir(directory)}
+def _open_directory(uri: str, directory: Location) -> Checkpoint:
+    names = names_in(directory)
+    if UNFINISHED in names and not isinstance(directory, Path):
+        raise CheckpointError(
+            "unfinished_checkpoint",
+            f"A merge that writes {uri} has not finished. Wait for it; if it is dead, merge there again "
+            "with overwrite.",
+        )
     for stem in STEMS:
         if f"{stem}.safetensors" in names:
             return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem, sharded=False)
@@ -261,7 +258,8 @@ def _open_directory(uri: str, directory: Path) -> Checkpoint:
     if pickled:
         raise CheckpointError(
             "unsupported_checkpoint",
-            f"{uri} holds pickled weights ({pickled[0]!a}), which are not read: convert them to safetensors.",
+            f"{uri} holds pickled weights ({pickled[0]!a}), which are not read: convert them to safetensors, or ask "
+            "the operator of this service for TAUMERGE_ALLOW_PICKLE.",
         )
     raise CheckpointError(
         "checkpoint_not_found",
@@ -270,7 +268,7 @@ def _open_directory(uri: str, directory: Path) -> Checkpoint:
     )
 
 
-def _open_adapter(uri: str, directory: Path, names: set[str]) -> Checkpoint:
+def _open_adapter(uri: str, directory: Location, names: set[str]) -> Checkpoint:
     weights = f"{_ADAPTER}.safetensors"
     if absent := {weights, _ADAPTER_CONFIG} - names:
         raise CheckpointError(
@@ -280,8 +278,8 @@ def _open_adapter(uri: str, directory: Path, names: set[str]) -> Checkpoint:
     opened = _open_files(uri, directory, {weights: None}, stem=_ADAPTER, sharded=False)
     path = directory / _ADAPTER_CONFIG
     try:
-        status = path.stat()
-        raw = _read_limited(path, _LARGEST_RECORD)
+        state = state_of(path)
+        raw = read_small(path, _LARGEST_RECORD)
         config = parse_object(raw)
     except OSError as error:
         raise CheckpointError(
@@ -291,19 +289,20 @@ def _open_adapter(uri: str, directory: Path, names: set[str]) -> Checkpoint:
         raise CheckpointError("malformed_adapter", f"{path.name} {error}; save the adapter anew.") from error
     # The configuration decides the numbers as much as the weights do, so it is one of the files.
     digest = hashlib.sha256(raw).hexdigest()
-    record = FileRecord(path.name, path, status.st_size, status.st_mtime_ns, status.st_ino, digest)
+    record = FileRecord(path.name, path, state.size, state.mtime_ns, state.inode, digest, state.version)
     return replace(opened, files=(*opened.files, record), adapter=config)
 
 
 def _open_files(
-    uri: str, directory: Path, listed: Mapping[str, set[str] | None], *, stem: str, sharded: bool
+    uri: str, directory: Location, listed: Mapping[str, set[str] | None], *, stem: str, sharded: bool
 ) -> Checkpoint:
     """Read the headers of the files in ``listed``, which maps them to the tensors that the index says."""
     files: list[FileRecord] = []
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
-    for name in sorted(listed):
-        record, header = _open_file(directory / name)
+    names = sorted(listed)
+    opened = each(_open_file, [directory / name for name in names], directory)
+    for name, (record, header) in zip(names, opened, strict=True):
         expected = listed[name]
         if expected is not None:
             _check_listed(expected, header, name)
@@ -313,38 +312,28 @@ def _open_files(
     return Checkpoint(uri, directory, tuple(files), tensors, metadata, stem, sharded)
 
 
-def _open_file(path: Path) -> tuple[FileRecord, Header]:
+def _open_file(path: Location) -> tuple[FileRecord, Header]:
     try:
         # before the header: a file replaced in between differs from its record, and reading finds out
-        status = path.stat()
+        state = state_of(path)
     except FileNotFoundError as error:
         raise CheckpointError("checkpoint_not_found", f"{path.name}: there is no such file") from error
     except OSError as error:
         raise CheckpointError(
             "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
         ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError("checkpoint_unreadable", f"{path.name} is not a regular file.")
-    header = read_header(path)
-    record = FileRecord(path.name, path, status.st_size, status.st_mtime_ns, status.st_ino, header.digest)
+    header = read_header(path, state)
+    record = FileRecord(
+        path.name, path, state.size, state.mtime_ns, state.inode, header.digest, state.version
+    )
     return record, header
 
 
-def _read_limited(path: Path, largest: int) -> bytes:
-    if not path.is_file():
-        raise ValueError("is not a regular file")
-    with path.open("rb") as file:
-        raw = file.read(largest + 1)
-    if len(raw) > largest:
-        raise ValueError(f"is larger than {largest} bytes")
-    return raw
+def _read_object(path: Location, largest: int) -> dict[str, Any]:
+    return parse_object(read_small(path, largest))
 
 
-def _read_object(path: Path, largest: int) -> dict[str, Any]:
-    return parse_object(_read_limited(path, largest))
-
-
-def _read_index(path: Path, present: set[str]) -> dict[str, set[str]]:
+def _read_index(path: Location, present: set[str]) -> dict[str, set[str]]:
     """The tensors that the index lists, by file."""
     try:
         weight_map = _read_object(path, MAX_HEADER_BYTES).get("weight_map")

@@ -9,23 +9,29 @@ from the end of the header, and ``__metadata__`` to free strings.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from reprlib import Repr
 from typing import Any, BinaryIO
 
 from workers.checkpoints.dtypes import ITEMSIZE
 from workers.checkpoints.errors import CheckpointError
+from workers.checkpoints.files import FileState, Location, state_of
+from workers.checkpoints.remote.fetching import read_part
+from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = ["MAX_HEADER_BYTES", "Header", "TensorInfo", "build_header", "read_header"]
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+FIRST_READ_BYTES = 1 << 16
+"""Read of a remote file at first: most headers are shorter, so that one request is enough."""
 
 _METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -70,8 +76,11 @@ class Header:
     """SHA-256 of the JSON bytes, in hex."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Location, state: FileState | None = None) -> Header:
     """Read and check the header of ``path``; no tensor data is read.
+
+    Args:
+        state: of a remote file, whose header is read in that version; the present one by default.
 
     Raises:
         CheckpointError: ``checkpoint_not_found``, ``checkpoint_unreadable``, ``truncated_file`` (shorter
@@ -79,9 +88,12 @@ def read_header(path: Path) -> Header:
             exactly by its tensors: no overlap, no gap, no trailing bytes.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = _header_bytes(file, size, path.name)
+        if isinstance(path, RemotePath):
+            size, raw = _remote_header(path, state or state_of(path))
+        else:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                raw = _header_bytes(file, size, path.name)
     except FileNotFoundError as error:
         raise CheckpointError("checkpoint_not_found", f"{path.name}: there is no such file") from error
     except OSError as error:
@@ -135,6 +147,15 @@ def _truncated(name: str, problem: str) -> CheckpointError:
     return CheckpointError(
         "truncated_file", f"{name}: the file is cut short: {problem}. Copy or download it again."
     )
+
+
+def _remote_header(path: RemotePath, state: FileState) -> tuple[int, bytes]:
+    """Size of the file and the JSON, in one read or two."""
+    start = read_part(path, state.version, 0, min(FIRST_READ_BYTES, state.size))
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 + length <= min(state.size, 8 + MAX_HEADER_BYTES):
+        start += read_part(path, state.version, len(start), 8 + length)
+    return state.size, _header_bytes(io.BytesIO(start), state.size, path.name)
 
 
 def _header_bytes(file: BinaryIO, size: int, name: str) -> bytes:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from taumerge.errors import JobFailed
-from workers.checkpoints.checkpoint import FileRecord
+from workers.checkpoints.files import FileRecord, state_of
+from workers.checkpoints.remote.path import RemotePath
+from workers.checkpoints.remote.reader import RemoteReader, input_changed, input_unreadable
 
-__all__ = ["FileReader", "unchanged"]
+__all__ = ["FileReader", "Reader", "open_reader", "unchanged"]
 
 
 class FileReader:
-    """An open file of weights.
+    """An open file of weights on a disk.
 
     Raises:
         JobFailed: ``input_changed`` when the file is no longer the one that was recorded,
@@ -22,6 +26,7 @@ class FileReader:
     """
 
     def __init__(self, record: FileRecord) -> None:
+        assert isinstance(record.path, Path)
         self.record = record
         try:
             self._fd = os.open(record.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -48,6 +53,9 @@ class FileReader:
             rest = rest[read:]
             offset += read
 
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: the system reads ahead."""
+
     def map(self) -> mmap.mmap:
         """All of the file for reading, without a copy of it; stays valid when the reader is closed."""
         return mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
@@ -66,25 +74,24 @@ class FileReader:
         self.close()
 
     def _changed(self) -> JobFailed:
-        return JobFailed(
-            "input_changed",
-            f"{self.record.path} was changed or removed after the job had read its header. "
-            "Submit the job again when the file is complete.",
-            {"file": str(self.record.path)},
-        )
+        return input_changed(self.record)
 
     def _unreadable(self, error: OSError) -> JobFailed:
-        return JobFailed(
-            "input_unreadable",
-            f"{self.record.path} cannot be read: {error.strerror}.",
-            {"file": str(self.record.path)},
-        )
+        return input_unreadable(self.record, error)
+
+
+Reader = FileReader | RemoteReader
+
+
+def open_reader(record: FileRecord) -> Reader:
+    """The file for reading; raises as ``FileReader`` and ``RemoteReader`` do."""
+    return RemoteReader(record) if isinstance(record.path, RemotePath) else FileReader(record)
 
 
 def unchanged(record: FileRecord) -> bool:
     """Whether the file at the recorded path is still the recorded one."""
     try:
-        return _matches(record.path.stat(), record)
+        return state_of(record.path) == record.state
     except OSError:
         return False
 

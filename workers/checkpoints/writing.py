@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from taumerge.errors import JobFailed
 from workers.checkpoints.dtypes import ITEMSIZE
+from workers.checkpoints.files import Location, read_small
 from workers.checkpoints.header import build_header
 from workers.checkpoints.renaming import exchange, rename_new
 
@@ -31,6 +32,7 @@ __all__ = [
     "sync",
 ]
 
+LARGEST_COPY = 100_000_000
 _JOURNAL = ".journal"
 _PARENTS = "parents"
 
@@ -103,6 +105,7 @@ class Staging:
 
     def __init__(self, output: Path, identity: str) -> None:
         self.output = output
+        self.place: Location = output  # what the output will be, wherever it grows
         self.identity = identity
         self.path = output.with_name(f".{output.name}.{identity[:16]}.partial")
         self.journal = self.path / _JOURNAL  # notes of the attempts, which ``commit`` removes
@@ -150,13 +153,14 @@ class Staging:
         """Write the small file ``name`` durably."""
         self._write(self.path / name, text.encode())
 
-    def copy(self, source: Path) -> None:
+    def copy(self, source: Location) -> None:
         """Copy a small file under its own name, durably."""
         try:
-            content = source.read_bytes()
-        except OSError as error:
+            content = read_small(source, LARGEST_COPY)
+        except (OSError, ValueError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
             raise JobFailed(
-                "input_unreadable", f"{source} cannot be read: {error.strerror}.", {"file": str(source)}
+                "input_unreadable", f"{source} cannot be read: {problem}.", {"file": str(source)}
             ) from error
         self._write(self.path / source.name, content)
 

@@ -79,6 +79,11 @@ def is_file(task: str) -> bool:
 def _check_base(base: Checkpoint, kind: str, refuse: Refuse) -> None:
     if base.adapter is not None:
         refuse(("base",), "unsupported_checkpoint", "it is an adapter; give the whole model")
+    elif not isinstance(base.directory, Path):
+        message = (
+            "it lies in a store, and an evaluation builds its model from a directory on a disk: copy it there"
+        )
+        refuse(("base",), "unsupported_uri", message)
     elif not (base.directory / CONFIGS[kind]).is_file():
         message = f"the base is no directory with {CONFIGS[kind]}, which {kind} needs"
         refuse(("evaluation", "kind"), "wrong_kind", message)

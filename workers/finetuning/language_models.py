@@ -82,11 +82,11 @@ def open_base(uri: str) -> BaseModel:
     """
     try:
         checkpoint = open_checkpoint(uri)
+        directory = checkpoint.local
     except CheckpointError as error:
         raise InvalidRequest.at(["base"], error.code, error.message) from None
     if checkpoint.adapter is not None:
         raise _refused("unsupported_checkpoint", "it is an adapter; give the whole model")
-    directory = checkpoint.directory
     try:
         config = AutoConfig.from_pretrained(directory, **_LOCAL)
     except _UNREADABLE as error:

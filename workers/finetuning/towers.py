@@ -114,7 +114,7 @@ def _load_pretrained(model: str) -> Clip:
 
 def _load_directory(base: str) -> Clip:
     checkpoint = open_checkpoint(base)
-    directory = checkpoint.directory
+    directory = checkpoint.local
     try:
         config = json.loads((directory / CONFIG).read_text())
         with warnings.catch_warnings():
@@ -129,7 +129,7 @@ def _load_directory(base: str) -> Clip:
         raise _refused("not_open_clip", message) from error
     weights: dict[str, Tensor] = {}
     for file in checkpoint.files:
-        weights |= load_file(file.path)
+        weights |= load_file(directory / file.name)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -139,7 +139,7 @@ def _load_directory(base: str) -> Clip:
         for name, stored in checkpoint.tensors.items()
         if stored.info.dtype in _DTYPES
     }
-    kept = tuple(path for path in companions(checkpoint) if path.name != CONFIG)
+    kept = tuple(directory / path.name for path in companions(checkpoint) if path.name != CONFIG)
     return Clip(model, tokenizer, config, dtypes, kept)
 
 

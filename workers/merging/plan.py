@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from taumerge.schemas import MergeRequest, Plan, Shard, Training
 from workers.aggregation import Contribution, Rule
 from workers.checkpoints.adapter import Delta, LowRank
 from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.dtypes import FLOATS, FROM_NAME, ITEMSIZE
+from workers.checkpoints.files import Location
 from workers.checkpoints.writing import FileLayout
 from workers.merging.compare import Comparison
 from workers.merging.unit import CHUNK, SLICE, LowRankSource, Slice, Source, Unit
@@ -35,7 +35,7 @@ class MergePlan:
     comparison: Comparison
     files: tuple[FileLayout, ...]
     """The output files, known to the byte."""
-    output: Path
+    output: Location
     workers: int
     worker_memory: int
     warnings: tuple[str, ...]
@@ -135,14 +135,18 @@ class MergePlan:
         delta = self.comparison.adapters[model].get(name, Delta())
         return delta.replacement, delta.low_rank
 
-    def peak_memory(self, input_bytes: int) -> int:
-        """Upper bound of the private bytes that such a share adds to a worker: resident inputs, workspace, factors."""
+    def peak_memory(self, input_bytes: int, ahead_bytes: int) -> int:
+        """Upper bound of the private bytes that such a share adds to a worker: resident inputs, workspace, factors.
+
+        Args:
+            ahead_bytes: fetched for one unit at most. They count twice: a body arrives in pieces that are joined.
+        """
         workspace = (len(self.models) + 1) * WORKSPACE_CHUNKS * CHUNK * 8
         factors = sum(
             max((_wide_bytes(delta.low_rank) for delta in deltas.values() if delta.low_rank), default=0)
             for deltas in self.comparison.adapters.values()
         )
-        return min(self.worker_memory, input_bytes) + workspace + factors
+        return min(self.worker_memory, input_bytes) + workspace + factors + 2 * ahead_bytes
 
     def describe(self) -> Plan:
         """The plan as the contract shows it."""
@@ -157,7 +161,9 @@ class MergePlan:
             output_bytes=sum(file.size for file in self.files),
             workers=self.workers,
             shards=[Shard(worker=worker, bytes=nbytes) for worker, nbytes in enumerate(shards)],
-            peak_memory_bytes=self.peak_memory(max(shards)),
+            peak_memory_bytes=self.peak_memory(
+                max(shards), max((unit.remote_bytes for unit in units), default=0)
+            ),
             warnings=list(self.warnings),
         )
 

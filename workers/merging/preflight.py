@@ -15,11 +15,13 @@ from workers.aggregation import Rule, build_rule
 from workers.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
-    local_path,
     open_checkpoint,
     read_training,
 )
 from workers.checkpoints.dtypes import FLOATS
+from workers.checkpoints.files import UNFINISHED, FileState, Location, local_path, locate, names_in
+from workers.checkpoints.pickles import open_pickled, pickled_files
+from workers.checkpoints.remote.path import WRITABLE, RemotePath
 from workers.checkpoints.writing import free_bytes, lay_out
 from workers.merging.compare import Comparison, compare
 from workers.merging.plan import MergePlan, output_dtype
@@ -28,11 +30,19 @@ PACKED_SHARE = 0.01
 """Share of non-float bytes from which a base looks quantised."""
 
 
-def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, writes: bool = True) -> MergePlan:
+def plan_merge(
+    request: MergeRequest,
+    *,
+    workers: int,
+    worker_memory: int,
+    writes: bool = True,
+    pickle_dir: Path | None = None,
+) -> MergePlan:
     """Check ``request`` against the checkpoints that it names, and plan it.
 
     Args:
         writes: whether the merge is written; else its output is not looked at.
+        pickle_dir: where pickled weights are converted; without it they are refused.
 
     Raises:
         InvalidRequest: with every problem found, each located in the request.
@@ -45,16 +55,16 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, write
         errors += error.errors
     errors += _weight_problems(request, rule)
     opened = [
-        _open(uri, loc, errors)
+        _open(uri, loc, pickle_dir, errors)
         for uri, loc in [
             (request.base, ("base",)),
             *((model.uri, ("models", index, "uri")) for index, model in enumerate(request.models)),
         ]
     ]
     present = [checkpoint for checkpoint in opened if checkpoint is not None]
-    output: Path | None = Path(request.output)
+    output: Location | None = Path(request.output)
     if writes:
-        output = output_path(request.output, request.overwrite, present, errors)
+        output = _output(request.output, request.overwrite, present, errors)
     training = [
         _training(request, index, checkpoint, rule, errors)
         for index, checkpoint in enumerate(opened[1:])
@@ -76,7 +86,7 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, write
         max_shard_bytes=request.max_shard_bytes,
         metadata=base.metadata,
     )
-    if writes:
+    if writes and isinstance(output, Path):
         _check_space(output, sum(file.size for file in files))
     return MergePlan(
         request=request,
@@ -93,8 +103,12 @@ def plan_merge(request: MergeRequest, *, workers: int, worker_memory: int, write
     )
 
 
-def _open(uri: str, loc: tuple[str | int, ...], errors: list[ErrorItem]) -> Checkpoint | None:
+def _open(
+    uri: str, loc: tuple[str | int, ...], pickle_dir: Path | None, errors: list[ErrorItem]
+) -> Checkpoint | None:
     try:
+        if pickle_dir and (pickled := pickled_files(uri)):
+            return open_pickled(uri, pickled, pickle_dir)
         return open_checkpoint(uri)
     except CheckpointError as error:
         errors.append(ErrorItem(loc=loc, code=error.code, msg=error.message))
@@ -155,6 +169,51 @@ def _training(
     return recorded.model_copy(update=given.model_dump(exclude_none=True))
 
 
+def _output(
+    uri: str, overwrite: bool, inputs: Sequence[Checkpoint], errors: list[ErrorItem]
+) -> Location | None:
+    """As ``output_path``, or a directory in a store."""
+    try:
+        place = locate(uri)
+        if not isinstance(place, RemotePath):
+            return output_path(uri, overwrite, inputs, errors)
+        problem = _store_problem(place, overwrite, inputs)
+    except CheckpointError as error:
+        problem = (error.code, error.message)
+    except OSError as error:
+        problem = ("output_not_writable", f"it cannot be looked at: {error.strerror}")
+    if problem is None:
+        return place
+    errors.append(ErrorItem(loc=("output",), code=problem[0], msg=problem[1]))
+    return None
+
+
+def _store_problem(
+    place: RemotePath, overwrite: bool, inputs: Sequence[Checkpoint]
+) -> tuple[str, str] | None:
+    """Code and message of what keeps an output from being written to ``place``; raises ``OSError``."""
+    if place.scheme not in WRITABLE:
+        return (
+            "unsupported_uri",
+            f"outputs go to {' or '.join(f'{one}://' for one in WRITABLE)}, or to a disk",
+        )
+    if not place.key:
+        return "output_not_writable", "a whole bucket is no place for a checkpoint; name a directory in it"
+    if place.suffix == ".safetensors":
+        return "output_not_directory", "the output is a directory; leave out the file name"
+    for checkpoint in inputs:
+        theirs = checkpoint.directory.segments if isinstance(checkpoint.directory, RemotePath) else ()
+        shared = min(len(theirs), len(place.segments))
+        if shared and theirs[:shared] == place.segments[:shared]:
+            return "output_inside_input", f"it overlaps the input {checkpoint.uri}; choose another directory"
+    found = names_in(place)
+    if (
+        found and UNFINISHED not in found and not overwrite
+    ):  # whose the unfinished one is shows when the job begins
+        return "output_exists", "it exists; choose another directory, or set overwrite"
+    return None
+
+
 def output_path(
     uri: str, overwrite: bool, inputs: Sequence[Checkpoint], errors: list[ErrorItem]
 ) -> Path | None:
@@ -171,7 +230,8 @@ def output_path(
         return None
     resolved = output.resolve()
     for checkpoint in inputs:
-        taken = {checkpoint.directory.resolve(), *(file.path.resolve() for file in checkpoint.files)}
+        paths = [checkpoint.directory, *(file.path for file in checkpoint.files)]
+        taken = {path.resolve() for path in paths if isinstance(path, Path)}
         if any(resolved == path or resolved in path.parents or path in resolved.parents for path in taken):
             refuse("output_inside_input", f"it overlaps the input {checkpoint.uri}; choose another directory")
             return None
@@ -199,7 +259,7 @@ def _check_space(output: Path, needed: int) -> None:
 
 def _warnings(base: Checkpoint, models: Sequence[Checkpoint], comparison: Comparison) -> list[str]:
     warnings = []
-    first_by_files: dict[tuple[tuple[int, int, int], ...], int] = {}
+    first_by_files: dict[tuple[FileState, ...], int] = {}
     base_files = _files(base)
     for index, model in enumerate(models):
         files = _files(model)
@@ -226,5 +286,5 @@ def _warnings(base: Checkpoint, models: Sequence[Checkpoint], comparison: Compar
     return warnings
 
 
-def _files(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
-    return tuple((file.inode, file.size, file.mtime_ns) for file in checkpoint.files)
+def _files(checkpoint: Checkpoint) -> tuple[FileState, ...]:
+    return tuple(file.state for file in checkpoint.files)

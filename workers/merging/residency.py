@@ -47,6 +47,10 @@ class Residency:
         self.used += nbytes
         return data
 
+    def holds(self, source: Source, nbytes: int) -> bool:
+        """Whether ``get`` would read nothing."""
+        return (source, nbytes) in self._slices
+
     def _make_room(self, nbytes: int, inputs: str) -> bool:
         if nbytes > self.capacity:
             return False

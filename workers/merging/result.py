@@ -18,8 +18,6 @@ from workers.merging.mix import Mix
 from workers.merging.plan import MergePlan
 from workers.merging.sums import Sums
 
-RECEIPT = "taumerge.json"
-
 
 def build_result(
     plan: MergePlan, mix: Mix, sums: Sums, digests: Mapping[str, str], seconds: Mapping[str, float]
@@ -166,6 +164,7 @@ def _fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
                 "mtime_ns": file.mtime_ns,
                 "header_sha256": file.header_sha256,
             }
+            | ({"version": file.version} if file.version else {})
             for file in checkpoint.files
         ],
     }

@@ -12,8 +12,11 @@ from ray.actor import ActorHandle
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import MergeRequest, MergeResult, Progress
 from workers.aggregation.rule import Needs
-from workers.checkpoints.checkpoint import CheckpointError, companions, local_path
+from workers.checkpoints.checkpoint import CheckpointError, companions
+from workers.checkpoints.files import RECEIPT, UNFINISHED, each, locate, names_in, read_small
 from workers.checkpoints.reading import unchanged
+from workers.checkpoints.remote.path import RemotePath
+from workers.checkpoints.remote.staging import staging_for
 from workers.checkpoints.writing import Staging, index_json
 from workers.clock import Clock
 from workers.merging.dispatch import Report, Task, ask_of_units, dispatch
@@ -21,10 +24,12 @@ from workers.merging.mix import Mix, check_sound, decide, needs_measuring
 from workers.merging.plan import MergePlan
 from workers.merging.pool import ShardActor, shard_actors, worker_count
 from workers.merging.preflight import plan_merge
-from workers.merging.result import RECEIPT, build_receipt, build_result
+from workers.merging.result import build_receipt, build_result
 from workers.merging.sums import Sums
 from workers.merging.unit import Findings, Unit
 from workers.settings import WorkerSettings
+
+LARGEST_RECEIPT = 100_000_000
 
 Actors = Sequence[ActorHandle[ShardActor]]
 
@@ -67,9 +72,15 @@ def run_merge(
         return earlier
     clock = Clock()
     with clock.phase("plan"):
-        plan = plan_merge(request, workers=worker_count(settings), worker_memory=int(settings.worker_memory))
+        plan = plan_merge(
+            request,
+            workers=worker_count(settings),
+            worker_memory=int(settings.worker_memory),
+            pickle_dir=settings.pickle_dir,
+        )
         actors = shard_actors(settings, detached=detached)
-    staging = Staging(plan.output, hashlib.sha256(f"{job_id} {plan.identity}".encode()).hexdigest())
+    identity = hashlib.sha256(f"{job_id} {plan.identity}".encode()).hexdigest()
+    staging = staging_for(plan.output, identity, settings.work_dir)
     staged(staging)
     try:
         with clock.phase("measure"):
@@ -174,8 +185,10 @@ def check_unchanged(plan: MergePlan) -> None:
     Raises:
         JobFailed: ``input_changed``.
     """
-    files = [file for checkpoint in (plan.base, *plan.models) for file in checkpoint.files]
-    changed = [file.name for file in files if not unchanged(file)]
+    changed = []
+    for checkpoint in (plan.base, *plan.models):
+        same = each(unchanged, checkpoint.files, checkpoint.directory)
+        changed += [file.name for file, kept in zip(checkpoint.files, same, strict=True) if not kept]
     if changed:
         raise JobFailed(
             "input_changed",
@@ -187,7 +200,10 @@ def check_unchanged(plan: MergePlan) -> None:
 def _committed(request: MergeRequest, job_id: str) -> MergeResult | None:
     """The result of an attempt of this job that put its output in place and died before it could say so."""
     try:
-        record = json.loads((local_path(request.output) / RECEIPT).read_bytes())
+        place = locate(request.output)
+        if isinstance(place, RemotePath) and UNFINISHED in names_in(place):
+            return None
+        record = json.loads(read_small(place / RECEIPT, LARGEST_RECEIPT))
         return MergeResult.model_validate(record["result"]) if record["job"] == job_id else None
     except (CheckpointError, OSError, ValueError, KeyError, TypeError):  # no receipt of ours
         return None

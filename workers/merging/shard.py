@@ -24,9 +24,9 @@ from workers.aggregation.kernel import (
     sums_of_squares,
 )
 from workers.aggregation.rule import Needs, Rule
-from workers.checkpoints.checkpoint import FileRecord
 from workers.checkpoints.dtypes import ITEMSIZE
-from workers.checkpoints.reading import FileReader
+from workers.checkpoints.files import FileRecord
+from workers.checkpoints.reading import Reader, open_reader
 from workers.checkpoints.writing import FileWriter, sha256_of, sync
 from workers.hardware import choose_hardware
 from workers.merging.low_rank import LowRankProduct
@@ -76,8 +76,9 @@ class ShardWorker:
     def measure(self, unit: Unit, inputs: str, needs: Needs) -> Findings:
         """Pass 1: norms or Gram matrices of the task vectors, and what is not finite in them."""
         findings = Findings()
-        with _Readers(findings) as readers:
-            for part in (part for part in unit.slices if part.merged):
+        merged = [part for part in unit.slices if part.merged]
+        with _Readers(findings, merged, self._resident) as readers:
+            for part in merged:
                 gram = np.zeros((len(part.models), len(part.models)))
                 for _, wide_base, task_vectors in self._task_vectors(part, inputs, readers):
                     gram = _inner_products(task_vectors, needs, gram)
@@ -89,8 +90,9 @@ class ShardWorker:
     def survey(self, unit: Unit, inputs: str) -> Findings:
         """What the diagnostics need: Gram matrices, sign agreement, and what is not finite."""
         findings = Findings()
-        with _Readers(findings) as readers:
-            for part in (part for part in unit.slices if part.merged):
+        merged = [part for part in unit.slices if part.merged]
+        with _Readers(findings, merged, self._resident) as readers:
+            for part in merged:
                 count = len(part.models)
                 gram, agreement = np.zeros((count, count)), np.zeros(count + 1, np.int64)
                 for _, wide_base, task_vectors in self._task_vectors(part, inputs, readers):
@@ -120,7 +122,8 @@ class ShardWorker:
             statistics: what to measure on the way.
         """
         findings = Findings()
-        with _Readers(findings) as readers, FileWriter(directory / unit.file) as writer:
+        readers = _Readers(findings, unit.slices, self._resident)
+        with readers, FileWriter(directory / unit.file) as writer:
             for part, numbers in zip(unit.slices, coefficients, strict=True):
                 if part.merged:
                     self._merge_slice(
@@ -140,7 +143,7 @@ class ShardWorker:
         """
         findings = Findings()
         slices: list[MergedSlice] = []
-        with _Readers(findings) as readers:
+        with _Readers(findings, unit.slices, self._resident) as readers:
             for part, numbers in zip(unit.slices, coefficients, strict=True):
                 if part.merged:
                     slices.append(self._direction_of(part, inputs, readers, rule, numbers))
@@ -299,20 +302,31 @@ class ShardWorker:
 
 
 class _Readers(ExitStack):
-    """The input files of one unit, each opened when it is first read."""
+    """The input files of ``slices``, each opened when it is first read, or before if it lies in a store."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, slices: Sequence[Slice], resident: Residency) -> None:
         super().__init__()
         self._findings = findings
-        self._open: dict[FileRecord, FileReader] = {}
+        self._open: dict[FileRecord, Reader] = {}
+        remote: dict[FileRecord, list[tuple[int, int]]] = {}
+        for source, nbytes in (one for part in slices for one in part.reads if one[0].file.version):
+            if not resident.holds(source, nbytes):
+                remote.setdefault(source.file, []).append((source.offset, nbytes))
+        for file, ranges in remote.items():
+            self._reader(file).prefetch(ranges)
 
     def read(self, source: Source, buffer: Tensor) -> Tensor:
         """Fill ``buffer`` (bytes) with what lies at ``source``."""
-        if source.file not in self._open:
-            self._open[source.file] = self.enter_context(FileReader(source.file))
-        self._open[source.file].read_into(buffer.numpy().data, source.offset)
+        self._reader(source.file).read_into(buffer.numpy().data, source.offset)
         self._findings.bytes_read += buffer.numel()
         return buffer
+
+    def _reader(self, file: FileRecord) -> Reader:
+        if file not in self._open:
+            reader: Reader = open_reader(file)
+            self._open[file] = reader
+            self.callback(reader.close)
+        return self._open[file]
 
 
 def _inner_products(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.checkpoints.checkpoint import FileRecord
 from workers.checkpoints.dtypes import ITEMSIZE
+from workers.checkpoints.files import FileRecord
 
 SLICE = 1 << 22
 """Elements of a slice at most (``MergePlan.slice_elements``): part of the numerics, not a tuning knob."""
@@ -54,10 +54,10 @@ class LowRankSource:
     """The tensor holds ΔWᵀ."""
 
     @property
-    def input_bytes(self) -> int:
-        """Bytes of both factors."""
+    def reads(self) -> list[tuple[Source, int]]:
+        """Both factors, with the bytes of each."""
         a, b = self.inputs * ITEMSIZE[self.a.dtype], self.outputs * ITEMSIZE[self.b.dtype]
-        return self.rank * (a + b)
+        return [(self.a, self.rank * a), (self.b, self.rank * b)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,16 @@ class Slice:
     """Place of the slice in the output file."""
 
     @property
+    def reads(self) -> list[tuple[Source, int]]:
+        """What is read for this slice when nothing is resident, with the bytes of each."""
+        files = (self.base, *(model for model in self.models if model != self.base))
+        whole = [(source, self.elements * ITEMSIZE[source.dtype]) for source in files]
+        return whole + [factor for one in self.low_rank if one for factor in one.reads]
+
+    @property
     def input_bytes(self) -> int:
         """Bytes read for this slice when nothing is resident."""
-        files = (self.base, *(model for model in self.models if model != self.base))
-        factors = sum(one.input_bytes for one in self.low_rank if one)
-        return sum(self.elements * ITEMSIZE[source.dtype] for source in files) + factors
+        return sum(nbytes for _, nbytes in self.reads)
 
     @property
     def output_bytes(self) -> int:
@@ -105,6 +110,11 @@ class Unit:
     def input_bytes(self) -> int:
         """Bytes read for this unit when nothing is resident."""
         return sum(one.input_bytes for one in self.slices)
+
+    @property
+    def remote_bytes(self) -> int:
+        """Bytes that are fetched from stores for this unit when nothing is resident."""
+        return sum(nbytes for one in self.slices for source, nbytes in one.reads if source.file.version)
 
     @property
     def output_bytes(self) -> int:

@@ -16,8 +16,9 @@ from torch import Tensor
 from taumerge.errors import InvalidRequest, JobFailed
 from taumerge.schemas import EvaluationSpec, Split
 from workers.aggregation.kernel import BLOCK, add_scaled
-from workers.checkpoints.checkpoint import Checkpoint, FileRecord, StoredTensor
-from workers.checkpoints.reading import FileReader
+from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
+from workers.checkpoints.files import FileRecord
+from workers.checkpoints.reading import open_reader
 from workers.hardware import choose_hardware
 from workers.merging.shard import TORCH_DTYPES
 from workers.merging.unit import MergedSlice, Slice, Source
@@ -34,7 +35,8 @@ class MergedModel:
     """An evaluator's model, moved from one merge to the next.
 
     θ is rounded as a merge to disk rounds it, and then to the type in which the model computes: what is scored is
-    what one would load from the merged checkpoint. θ₀ is mapped from its files, not copied.
+    what one would load from the merged checkpoint. θ₀ is mapped from its files, not copied; one in a store is copied to
+    the disk first.
 
     Args:
         names: the tensors of the merge plan; a slice names its tensor by the place in it.
@@ -145,7 +147,7 @@ class MergedModel:
     def _mapped(self, source: Source, elements: int) -> Tensor:
         """Elements of a file, flat; not to be written to."""
         if source.file not in self._files:
-            with FileReader(source.file) as reader:
+            with open_reader(source.file) as reader:
                 self._files[source.file] = reader.map()
         with warnings.catch_warnings(action="ignore"):  # that it is not writable
             return torch.frombuffer(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import MergeRequest, SearchRequest, Training
 from workers.aggregation import Rule
 from workers.checkpoints.checkpoint import CheckpointError, open_checkpoint
+from workers.checkpoints.remote.path import is_remote
 from workers.merging.plan import MergePlan
 from workers.merging.preflight import plan_merge
 from workers.search.points import Candidate, expand
@@ -28,6 +30,12 @@ class SearchPlan:
     """Of any candidate; the candidates differ in rule, λ and training records only."""
     training: Mapping[str | None, tuple[Training, ...]]
     """The training records, by the field that a rule needs of them."""
+
+    @property
+    def output(self) -> Path:
+        """The directory that the search makes, on a disk."""
+        assert isinstance(self.merge.output, Path)
+        return self.merge.output
 
     @property
     def identity(self) -> str:
@@ -53,6 +61,9 @@ def plan_search(
         InvalidRequest: with every problem found, each located in the request.
     """
     errors = [*_pairing_problems(request), *_evaluation_problems(request, code_allowed)]
+    if is_remote(request.output):
+        message = "a search grows its output on a disk: name a directory there, and copy it when it is done"
+        errors.append(ErrorItem(loc=("output",), code="unsupported_uri", msg=message))
     candidates: list[Candidate] = []
     try:
         candidates = expand(request, None)

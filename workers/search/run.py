@@ -14,6 +14,7 @@ from taumerge.errors import JobFailed
 from taumerge.schemas import BestEvaluation, MethodSpec, Progress, SearchRequest, SearchResult
 from workers.aggregation import Rule, build_rule
 from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.checkpoints.files import RECEIPT
 from workers.checkpoints.writing import Staging, sync
 from workers.clock import Clock
 from workers.evaluation.splits import overlap
@@ -21,7 +22,6 @@ from workers.merging.dispatch import Report
 from workers.merging.mix import Mix, decide, nonfinite_failure
 from workers.merging.plan import MergePlan
 from workers.merging.pool import shard_actors, worker_count
-from workers.merging.result import RECEIPT
 from workers.merging.run import Actors, Superseded, measure, stage_merge, unnoted
 from workers.merging.sums import Sums
 from workers.search.baselines import BASE, individual_scores, score_baselines
@@ -70,7 +70,7 @@ def run_search(
             worker_memory=int(settings.worker_memory),
             code_allowed=settings.allow_code_execution,
         )
-    staging = Staging(plan.merge.output, plan.identity)
+    staging = Staging(plan.output, plan.identity)
     staged(staging)
     staging.create(())
     journal = Journal(staging.journal)
@@ -246,7 +246,7 @@ class _Search:
         if ended is None and course.deadline is not None and time.time() >= course.deadline:
             ended = "minutes"
         elif ended is None:
-            output = self.plan.merge.output
+            output = self.plan.output
             ended = tune_lines(course, bench, self.journal, self.elapsed, rules, self.report, output)
             bench.release()
         if ended == "minutes":

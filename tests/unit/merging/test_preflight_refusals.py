@@ -315,7 +315,7 @@ def test_output_and_inputs_may_not_overlap(body: Body, tmp_path: Path, overwrite
     ("output", "code"),
     [
         ("merged", "unsupported_uri"),
-        ("s3://bucket/merged", "unsupported_uri"),
+        ("https://host.example/merged", "unsupported_uri"),
         ("/", "output_inside_input"),
     ],
 )

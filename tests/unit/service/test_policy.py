@@ -70,7 +70,11 @@ def test_inside_a_read_root(settings: Settings, tmp_path: Path, model: str) -> N
         ("/", "not_allowed"),
         ("{tmp}/out", "not_allowed"),
         ("models/a", "unsupported_uri"),
-        ("s3://bucket/model", "unsupported_uri"),
+        ("s3://bucket/model", "not_allowed"),
+        ("gs://bucket/model", "not_allowed"),
+        ("hf://owner/repo@main", "not_allowed"),
+        ("https://host.example/model", "not_allowed"),
+        ("http://host.example/model", "unsupported_uri"),
         ("simplecache::file:///etc/hostname", "unsupported_uri"),
         ("file://host/models/a", "unsupported_uri"),
         ("{tmp}/models/a\0", "unsupported_uri"),
@@ -132,3 +136,82 @@ def test_what_is_published_is_fetched_and_everything_else_lies_in_a_root(
     except InvalidRequest as error:
         found = [(item.loc[-1], item.code) for item in error.errors]
     assert found == refusals
+
+
+REMOTE_ROOTS = (
+    "s3://models/team,s3://whole,gs://archive/x,hf://trusted,hf://other/repo,https://Host.example/shared/"
+)
+
+
+@pytest.fixture
+def remote_settings(tmp_path: Path) -> Settings:
+    return Settings(read_roots=REMOTE_ROOTS, write_roots="s3://models/out", state_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "s3://models/team/ft",
+        "s3://models/team",
+        "s3://whole/anything/at/all",
+        "gs://archive/x/y",
+        "hf://trusted/model",
+        "hf://trusted/model@v1.0/sub",
+        "hf://other/repo@main",
+        "https://host.example/shared/ft/model.safetensors",
+    ],
+)
+def test_inside_a_remote_root(remote_settings: Settings, model: str) -> None:
+    assert refused(remote_settings, "s3://models/team/base", model, "s3://models/out/new") == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("s3://models/team-private/ft", "not_allowed"),
+        ("s3://models", "not_allowed"),
+        ("s3://models/teams", "not_allowed"),
+        ("s3://whole2/x", "not_allowed"),
+        ("gs://models/team/ft", "not_allowed"),
+        ("hf://trusted2/model", "not_allowed"),
+        ("hf://other/repo2", "not_allowed"),
+        ("https://host.example/sharedx/ft", "not_allowed"),
+        ("https://host.example:8443/shared/ft", "not_allowed"),
+        ("https://host.example.attacker.example/shared/ft", "not_allowed"),
+        ("/etc/hostname", "not_allowed"),
+        ("s3://models/team/../private", "unsupported_uri"),
+        ("s3://models/team/%2e%2e/private", "unsupported_uri"),
+        ("s3://models/team//private", "unsupported_uri"),
+        ("https://host.example@evil.example/shared", "unsupported_uri"),
+    ],
+)
+def test_outside_every_remote_root(remote_settings: Settings, model: str, code: str) -> None:
+    base = "s3://models/team/base"
+    assert refused(remote_settings, base, model, "s3://models/out/new") == {"models.1.uri": code}
+
+
+@pytest.mark.parametrize(
+    "output", ["s3://models/out", "s3://models/team/x", "s3://models/outer/x", "gs://models/out/x"]
+)
+def test_outside_the_remote_write_root(remote_settings: Settings, output: str) -> None:
+    base = "s3://models/team/base"
+    assert refused(remote_settings, base, base, output) == {"output": "not_allowed"}
+
+
+@pytest.mark.parametrize(
+    ("read", "write"),
+    [
+        ("s3://", "."),
+        ("s3://u:p@models/x", "."),
+        ("hf://datasets", "."),
+        ("hf://owner/repo@main", "."),
+        ("https://host/x?sig=1", "."),
+        ("ftp://host/x", "."),
+        ("simplecache::s3://models", "."),
+        (".", "hf://owner"),
+        (".", "https://host/x"),
+    ],
+)
+def test_roots_that_cannot_be_used(tmp_path: Path, read: str, write: str) -> None:
+    with pytest.raises(ValueError, match=r"roots"):
+        Settings(read_roots=read, write_roots=write, state_dir=tmp_path)

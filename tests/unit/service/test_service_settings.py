@@ -72,7 +72,7 @@ def test_listening_beyond_loopback_needs_a_token(host: str, monkeypatch: pytest.
     assert Settings(host=host, token="s3cret").host == host
 
 
-@pytest.mark.parametrize("root", ["s3://bucket", "simplecache::file:///etc", "file://host/x"])
+@pytest.mark.parametrize("root", ["s3://", "ftp://host/x", "simplecache::file:///etc", "file://host/x"])
 def test_roots_that_cannot_be_served_are_refused(root: str) -> None:
     with pytest.raises(ValidationError, match="read_roots"):
         Settings(read_roots=root)

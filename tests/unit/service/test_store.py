@@ -371,7 +371,7 @@ def test_jobs_are_forgotten_some_time_after_their_end(store: Store, clock: Any) 
 def test_what_nobody_goes_on_with_is_an_orphan(store: Store, clock: Any) -> None:
     store.create("merge", REQUEST)
     first = claimed(store)
-    merged, searched = Staged(Path("/out/merged"), "1" * 64), Staged(Path("/out/best"), "2" * 64)
+    merged, searched = Staged("/out/merged", "1" * 64), Staged("/out/best", "2" * 64)
     store.note_staging(first, merged)
     store.lost(first, "its process died", max_attempts=2)
     assert store.orphans() == []  # the next attempt goes on in it
