@@ -109,7 +109,7 @@ def _json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 _QUEUED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job, "description": "The job that ended in time"},
     202: {"model": Job, "description": "The queued job"},
-    **documented(401, 403, 409, 413, 422, 429, 503),
+    **documented(400, 401, 403, 409, 413, 422, 429, 503),
 }
 _PLANNED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"}
