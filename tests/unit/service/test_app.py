@@ -222,7 +222,7 @@ def test_places_outside_the_roots_are_refused_before_the_preflight(service: Serv
         document = problem(service.http.post(f"/merge{query}", json=body), 422, "invalid_request")
         assert {error.loc: error.code for error in document.errors} == {
             ("base",): "not_allowed",
-            ("output",): "unsupported_uri",
+            ("output",): "not_allowed",
         }
     assert service.preflight.calls == 0
 
