@@ -13,13 +13,17 @@ from rich.console import Console
 
 from examples.miniature.experiment import BASE, run
 from examples.miniature.finetunes import KINDS
+from examples.miniature.report import write_report
 from examples.miniature.table import comparison_table, results_table
 from service.local import local_service
 from taumerge import TaumergeError
 
 DIRECTORY = Path(".taumerge/demo")
-PIPE_WIDTH = 120
-"""Columns where the output is no terminal; the table needs them."""
+LEGEND = (
+    "Accuracy on test images in %; normalised: relative to the model fine-tuned on the task, mean over tasks. λ: step "
+    "along the (robust, re-weighted, …) mean of the task vectors. ρ, λ and the best rule (green) are chosen on "
+    "validation images."
+)
 
 
 def main() -> None:
@@ -31,7 +35,7 @@ def main() -> None:
         signal.signal(stop, lambda number, _: sys.exit(128 + number))
     directory = DIRECTORY.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = Console()
     url = os.environ.get("TAUMERGE_URL")
     settings = {
         "read_roots": f"{directory},{BASE}",
@@ -43,14 +47,16 @@ def main() -> None:
             outcomes = run(service_url, directory, console, draws)
         except (TaumergeError, RuntimeError) as error:
             sys.exit(f"The service could not do its part: {error}")
-    console.print(results_table(outcomes[: len(KINDS)]))
     for outcome in outcomes[: len(KINDS)]:
+        console.print(results_table(outcome))
         for line in outcome.diagnosis.verdict:
-            console.print(f"{outcome.kind}: {line}", soft_wrap=True)
+            console.print(f"- {line}", soft_wrap=True)
+    console.print(LEGEND, soft_wrap=True)
     if draws > 1:
         console.print(comparison_table(outcomes))
-    for outcome in outcomes:
-        console.print(f"{outcome.search.output}/report.html", soft_wrap=True)
+    report = directory / "report.html"
+    write_report(outcomes, report)
+    console.print(f"The report: {report}", soft_wrap=True)
 
 
 if __name__ == "__main__":

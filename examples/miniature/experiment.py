@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from examples.miniature.finetunes import KINDS, Kind, Training, Workshop, draw_trainings
@@ -57,13 +57,13 @@ def run(
     """
     columns = (TextColumn("{task.description:<38}"), BarColumn(), TextColumn("{task.fields[note]}"))
     outcomes = []
-    with Bars(*columns, TimeElapsedColumn(), console=console) as bars:
+    with Bars(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
         drawing = bars.add_task("draw the tasks", total=1, note="")
         data = draw_tasks(directory)
-        bars.update(drawing, completed=1, note=f"{len(TASKS)} tasks")
+        _end(bars, drawing, f"{len(TASKS)} tasks")
         waiting = bars.add_task("wait for the service", total=1, note="")
         with Client(service_url()) as client:
-            bars.update(waiting, completed=1)
+            _end(bars, waiting, "")
             workshop = Workshop(client, BASE, data, directory / "finetunes")
             for draw in range(draws):
                 sets = {kind: draw_trainings(kind, draw) for kind in KINDS}
@@ -95,6 +95,7 @@ def _fine_tune(workshop: Workshop, draw: int, trainings: Sequence[Training], bar
         bars.update(bar, completed=done if total else 1, total=total or 1, note=note)
 
     workshop.fine_tune(trainings, progress)
+    _end(bars, bar, f"{sum(one.steps for one in trainings):,} steps")
 
 
 def _merge(
@@ -144,13 +145,20 @@ def _result(client: Client, job: Job, expected: type[Result], title: str, bars: 
     bar = bars.add_task(title, total=None, note="")
 
     def follow(job: Job) -> None:
-        if job.ended:
-            bars.update(bar, completed=1, total=1)
-        elif job.progress:
+        if job.progress:
             one = job.progress
             best = f"  best {one.metrics['best']:.3f}" if "best" in one.metrics else ""
             bars.update(bar, completed=one.done, total=one.total or None, note=f"{one.phase}{best}")
 
-    result = client.wait(job.id, progress=follow).result
-    assert isinstance(result, expected), "wait raises unless the job succeeded"
-    return result
+    ended = client.wait(job.id, progress=follow)
+    _end(bars, bar, ended.progress.phase if ended.progress else "")
+    assert isinstance(ended.result, expected), "wait raises unless the job succeeded"
+    return ended.result
+
+
+def _end(bars: Bars, bar: TaskID, note: str) -> None:
+    """Fill a bar. Where the output is no terminal, and shows no bars, a line says that it is done."""
+    bars.update(bar, completed=1, total=1, note=note)
+    if not bars.console.is_terminal:
+        task = bars.tasks[bar]
+        bars.console.print(f"{task.description}: {task.finished_time or 0:.0f} s  {note}", soft_wrap=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -20,32 +21,29 @@ PLAIN = "task_arithmetic"
 """The rule that the others are compared with."""
 
 
-def results_table(outcomes: Sequence[Outcome]) -> Table:
+def results_table(outcome: Outcome) -> Table:
     """Test accuracy in percent of the base, the fine-tuned models and the best merge of each rule."""
+    search, best = outcome.search, list(outcome.search.best_by_method.values())
     table = Table(
-        title="Test accuracy in %; rule, ρ and λ chosen on validation images",
-        caption="normalised: mean over tasks of the accuracy, relative to that of the model fine-tuned on the task.\n"
-        "λ: step along the (robust, re-weighted, …) mean of the task vectors, for every rule.",
-        caption_justify="left",
+        title=f"{TITLES[outcome.kind]}, χ² = {outcome.diagnosis.chi_square:.2f}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("model", no_wrap=True)
-    tasks = list(outcomes[0].search.zero_shot["test"].tasks)
-    for name in ("λ", *(task.replace("_", "\n") for task in tasks), "average", "normalised"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for outcome in outcomes:
-        search = outcome.search
-        heterogeneity = f"χ² = {outcome.diagnosis.chi_square:.2f}"
-        table.add_row(f"[bold]{TITLES[outcome.kind]}[/] ({heterogeneity})")
-        table.add_row("zero-shot", "", *_scores(search.zero_shot["test"]))
-        table.add_row("fine-tuned, each on its task", "", *_scores(search.individual["test"]))
-        for best in search.best_by_method.values():
-            winner = best.method == search.best.method
-            table.add_row(
-                _name(best), f"{best.scaling:.2f}", *_scores(tested(best)), style="green" if winner else ""
-            )
-        table.add_section()
+    table.add_column("", no_wrap=True)
+    table.add_column("zero-\nshot", justify="right", no_wrap=True)
+    table.add_column("fine-\ntuned", justify="right", no_wrap=True)
+    for one in best:
+        style = "green" if one.method == search.best.method else None
+        table.add_column("\n".join(heading(one.method)), justify="right", no_wrap=True, style=style)
+    columns = [search.zero_shot["test"], search.individual["test"], *(tested(one) for one in best)]
+    for task in columns[0].tasks:
+        table.add_row(task.replace("_", " "), *(_percent(scores.tasks[task]) for scores in columns))
+    table.add_section()
+    table.add_row("average", *(_percent(scores.average) for scores in columns))
+    table.add_row("normalised", *(_percent(scores.score) for scores in columns), style="bold")
+    table.add_section()
+    table.add_row("λ", "", "", *(f"{one.scaling:.2f}" for one in best))
+    table.add_row("ρ", "", "", *(f"{one.method['rho']:.3g}" if "rho" in one.method else "" for one in best))
     return table
 
 
@@ -90,6 +88,12 @@ def compare(outcomes: Sequence[Outcome], kind: Kind) -> list[tuple[str, list[flo
     return rows
 
 
+def heading(method: Mapping[str, Any]) -> tuple[str, ...]:
+    """The words that name a rule, with what FedNova normalises by."""
+    by = method.get("normalize_by")
+    return (*method["name"].split("_"), *((f"({by})",) if by else ()))
+
+
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Mean ± standard deviation of the sample."""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -102,12 +106,5 @@ def tested(best: BestEvaluation) -> Scores:
     return best.test
 
 
-def _scores(scores: Scores) -> list[str]:
-    return [f"{100 * value:.1f}" for value in (*scores.tasks.values(), scores.average, scores.score)]
-
-
-def _name(best: BestEvaluation) -> str:
-    method = best.method
-    extra = {"fednova": method.get("normalize_by"), "cclip": None}.get(method["name"])
-    rho = f"ρ={method['rho']:.3g}" if "rho" in method else ""
-    return " ".join(part for part in (method["name"], extra, rho) if part)
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
 from taumerge.errors import InvalidRequest, JobCancelled, JobFailed
-from taumerge.schemas import FinetuneRequest, FinetuneResult, MergeResult, Progress
+from taumerge.schemas import FinetuneRequest, FinetuneResult, MergeResult, Progress, TrialResult
 from workers.finetuning import run_finetune
 from workers.finetuning.actor import TrainingActor
 from workers.settings import WorkerSettings
@@ -100,6 +101,16 @@ class WatchedActor(TrainingActor):
             assert self._asked.wait(60)
 
 
+class NotedActor(TrainingActor):
+    """Notes which process makes which output."""
+
+    notes = Path()
+
+    def finetune(self, request: FinetuneRequest, directory: Path) -> TrialResult:
+        (self.notes / Path(request.output).name).write_text(str(os.getpid()))
+        return super().finetune(request, directory)
+
+
 @pytest.fixture
 def train_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Lets a class of this file train in the place of ``TrainingActor``, with other attributes by name."""
@@ -141,6 +152,26 @@ def test_progress_tells_step_loss_rate_and_throughput(
     assert report.metrics.keys() == {"loss", "learning_rate", "images_per_second"}
     assert report.eta_seconds is not None
     assert (reports[-1].phase, reports[-1].done) == ("save", 40)
+
+
+def test_the_next_training_takes_the_process_of_the_last_and_writes_the_same_bits(
+    request_for: Callable[..., FinetuneRequest],
+    train_on: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train_on(NotedActor, notes=tmp_path)
+    monkeypatch.setattr("workers.finetuning.spare.IDLE_SECONDS", 0.5)
+    trainings = {"first": 0, "other": 1, "again": 0}
+    for name, seed in trainings.items():
+        run_finetune(request_for({"seed": seed}, output=f"outputs/{name}"), ON_CPU, ignore)
+    weights = {name: (tmp_path / "outputs" / name / WEIGHTS).read_bytes() for name in trainings}
+    assert weights["again"] == weights["first"] != weights["other"]
+    (process,) = {(tmp_path / name).read_text() for name in trainings}
+    deadline = time.monotonic() + 30
+    while Path("/proc", process).exists():
+        assert time.monotonic() < deadline, "nobody took it, and it did not end"
+        time.sleep(0.1)
 
 
 def test_a_cancelled_fine_tune_leaves_nothing(

@@ -1,4 +1,4 @@
-"""A training as a Ray actor, pinned to its accelerator; replaced when its process dies."""
+"""A training as a Ray actor, pinned to its accelerator; replaced when its process dies, kept for the next if not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import ray
 
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import FinetuneRequest, Progress, TrialResult
+from workers.finetuning import spare
 from workers.merging.pool import BESIDE_SHARD_GPUS, warm_shard_actors
 from workers.settings import WorkerSettings
 
@@ -21,6 +22,7 @@ ATTEMPTS = 3
 """How often a training is started before the loss of its process makes it fail."""
 READY_SECONDS = 120.0
 TICK_SECONDS = 0.25
+LOADING = Progress(phase="load", unit="steps")
 WAITING = "wait"
 """Phase of a group whose workers have not started."""
 
@@ -32,7 +34,7 @@ class TrainingActor:
         # Torch's threads wait for one another at every operation; spinning there, they take the CPUs from those that
         # still compute: where two trainings share two CPUs it made them twenty times as slow.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._progress = Progress(phase="load", unit="steps")
+        self._progress = LOADING
 
     def ready(self) -> bool:
         """Answers when the actor has started."""
@@ -46,7 +48,10 @@ class TrainingActor:
         """See ``worker.finetune``."""
         from workers.finetuning.worker import finetune
 
-        return finetune(request, directory, self._note)
+        try:
+            return finetune(request, directory, self._note)
+        finally:
+            self._progress = LOADING  # as the next training finds it
 
     def _note(self, progress: Progress) -> None:
         self._progress = progress
@@ -92,14 +97,20 @@ def train_on_actor(
         JobFailed: ``capacity_unavailable``, ``worker_lost``, or what the training raises.
     """
     options = worker_options(request, settings)
+    alone, kind = request.resources.workers == 1, (TrainingActor, options)
     for _ in range(ATTEMPTS):
-        actor = _start(options) if request.resources.workers == 1 else _start_group(options)
+        actor = (spare.take(kind) or _start(options)) if alone else _start_group(options)
+        result = None
         try:
-            return _watch(actor, request, directory, report)
+            result = _watch(actor, request, directory, report)
+            return result
         except ray.exceptions.RayActorError as error:
             lost = error
         finally:
-            ray.kill(actor)
+            if result is not None and alone:
+                spare.keep(kind, actor)
+            else:
+                ray.kill(actor)
     raise _lost() from lost
 
 
@@ -152,7 +163,7 @@ def _watch(actor: Any, request: FinetuneRequest, directory: Path, report: Report
     """Wait for the training and pass its progress on; what ``report`` raises stops it."""
     training = actor.finetune.remote(request, directory)
     asked = actor.progress.remote()
-    latest = Progress(phase="load", unit="steps")
+    latest = LOADING
     begun = time.monotonic()
     while True:
         report(latest)

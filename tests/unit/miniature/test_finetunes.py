@@ -24,13 +24,15 @@ class RecordingClient:
         output = Path(self.requests[-1].output)
         output.mkdir()
         (output / RECORD).write_text("{}")
-        return self.job(f"finetune-{len(self.requests)}")
+        return self.wait(f"finetune-{len(self.requests)}")
 
-    def job(self, identity: str) -> Job:
+    def jobs(self, *, kind: str, limit: int) -> list[Job]:
+        assert kind == "finetune"
+        return [self.wait(f"finetune-{number + 1}") for number in range(len(self.requests))][-limit:]
+
+    def wait(self, identity: str) -> Job:
         ended = {"id": identity, "kind": "finetune", "state": "succeeded", "request": {}}
         return Job.model_validate(ended | {"created_at": "2026-01-01T00:00:00Z"})
-
-    wait = job
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from examples.miniature.experiment import Outcome
 from examples.miniature.finetunes import Kind
+from examples.miniature.report import write_report
 from examples.miniature.table import compare, comparison_table, results_table
 from taumerge import DiagnoseResult, MergeResult, SearchResult
 
@@ -79,11 +81,25 @@ def printed(table: Table) -> list[list[str]]:
 
 
 def test_results_stand_between_the_base_and_the_fine_tuned_models() -> None:
-    lines = printed(results_table([outcome("different", 0, task_arithmetic=0.625, median=0.75)]))
-    assert ["different", "training", "(χ²", "=", "3.25)"] in lines
-    assert ["zero-shot", "50.0", "12.5", "31.2", "40.0"] in lines
-    assert ["fine-tuned,", "each", "on", "its", "task", "75.0", "87.5", "81.2", "100.0"] in lines
-    assert ["median", "0.25", "62.5", "37.5", "50.0", "75.0"] in lines
+    lines = printed(results_table(outcome("different", 0, task_arithmetic=0.625, median=0.75)))
+    assert lines[0] == ["different", "training,", "χ²", "=", "3.25"]
+    assert ["signs", "50.0", "75.0", "62.5", "62.5"] in lines
+    assert ["land", "12.5", "87.5", "37.5", "37.5"] in lines
+    assert ["average", "31.2", "81.2", "50.0", "50.0"] in lines
+    assert ["normalised", "40.0", "100.0", "62.5", "75.0"] in lines
+    assert ["λ", "0.25", "0.25"] in lines
+
+
+def test_the_report_has_every_draw_in_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
+    draws = [outcome("different", number, task_arithmetic=0.5, median=0.75) for number in range(2)]
+    draws += [outcome("same", number, task_arithmetic=0.5, median=0.25) for number in range(2)]
+    write_report(draws, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "All rules over 2 draws" in html
+    assert "+0.250 ± 0.000" in html
+    assert "-0.250 ± 0.000" in html
+    assert html.count("zero-shot") == 2, "the first draw of each kind"
+    assert "http" not in html.replace("http-equiv", "")
 
 
 def test_differences_are_paired() -> None:
