@@ -43,7 +43,7 @@ SAME_TRAINING = [rule for rule in RULES if rule["name"] != "fednova"]
 SKEWS = (0.0, 0.5, 1.0)
 RATE_RATIOS = (1, 5, 30)
 STEP_RATIOS = (1, 3, 9)
-WIDTHS = (48, WIDTH, 144)
+WIDTHS = (48, WIDTH)
 LARGEST_RATE_RATIO = RATE_RATIOS[-1]
 
 
