@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from taumerge import Client, DiagnoseResult, FinetuneResult, SearchResult
 SCALING = {"from": 0.1, "to": 4.0, "step": 0.1}
 """Of every rule, as in the demo: each is scaled as a mean."""
 
-Request = Mapping[str, Any]
+Request = dict[str, Any]
 Result = TypeVar("Result", FinetuneResult, SearchResult, DiagnoseResult)
 JobName = Literal["finetune", "search", "diagnose"]
 
@@ -46,7 +47,8 @@ class Laboratory:
         made = iter(self._results("finetune", requests, FinetuneResult))
         models = [{task: next(made).output for task in draw.models} for draw in draws]
         diagnoses = self.diagnose(draws, models)
-        searches = self.search(draws, models, methods)
+        adapted = [_with_median_rho(methods, diagnosis) for diagnosis in diagnoses]
+        searches = self.search(draws, models, adapted)
         return [Finding(*found) for found in zip(draws, diagnoses, searches, strict=True)]
 
     def diagnose(self, draws: Sequence[Draw], models: Sequence[Mapping[str, str]]) -> list[DiagnoseResult]:
@@ -61,10 +63,10 @@ class Laboratory:
         self,
         draws: Sequence[Draw],
         models: Sequence[Mapping[str, str]],
-        methods: Sequence[Request],
+        methods: Sequence[Sequence[Request]],
         weights: Sequence[Sequence[float | None]] | None = None,
     ) -> list[SearchResult]:
-        """The search over ``methods`` for each draw; ``weights`` are those of its models, null: all alike."""
+        """The search over the ``methods`` of each draw; ``weights`` are those of its models, null: all alike."""
         weights = weights or [[None] * len(uris) for uris in models]
         requests = [
             {
@@ -73,12 +75,12 @@ class Laboratory:
                     {"uri": uri, "task": task, "weight": weight}
                     for (task, uri), weight in zip(uris.items(), shares, strict=True)
                 ],
-                "methods": list(methods),
+                "methods": list(rules),
                 "scaling": SCALING,
                 "evaluation": {"kind": "clip", "tasks": {task: draw.recipes[task] for task in uris}},
                 "algorithm": "adaptive",
             }
-            for draw, uris, shares in zip(draws, models, weights, strict=True)
+            for draw, uris, rules, shares in zip(draws, models, methods, weights, strict=True)
         ]
         return self._results("search", requests, SearchResult)
 
@@ -100,6 +102,12 @@ class Laboratory:
             _result_file(place).write_text(result.model_dump_json())
             self.console.print(f"{kind} {number} of {len(jobs)}")
         return [form.model_validate_json(_result_file(place).read_text()) for place in places]
+
+
+def _with_median_rho(methods: Sequence[Request], diagnosis: DiagnoseResult) -> list[Request]:
+    """``methods``, of which centred clipping gets the median norm of the task vectors as its ρ, as diagnoses advise."""
+    rho = statistics.median(model.norm for model in diagnosis.models)
+    return [method | {"rho": rho} if method["name"] == "cclip" else method for method in methods]
 
 
 def _fine_tune(draw: Draw, task: str) -> Request:

@@ -30,7 +30,7 @@ from examples.miniature.study.laboratory import Finding, Laboratory
 
 PLAIN = "task_arithmetic"
 BALANCED = "norms balanced"
-RULES: list[dict[str, Any]] = [
+RULES: list[dict[str, Any]] = [  # of centred clipping, the laboratory sets ρ
     {"name": PLAIN, "scale": "mean"},
     {"name": "fednova", "scale": "mean", "normalize_by": "lr_sum"},
     {"name": "fedgma", "scale": "mean"},
@@ -109,7 +109,7 @@ def _method(laboratory: Laboratory) -> list[Finding]:
         for one in findings
     ]
     weights = [balancing_weights([model.norm for model in one.diagnosis.models]) for one in findings]
-    balanced = laboratory.search(draws, models, RULES[:1], weights)
+    balanced = laboratory.search(draws, models, [RULES[:1]] * len(draws), weights)
     return [
         replace(
             one,

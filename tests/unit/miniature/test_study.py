@@ -142,7 +142,7 @@ def draw_of(base: Path, seed: int = 0) -> Draw:
 def test_a_job_is_done_once(base: Path, tmp_path: Path) -> None:
     client = RecordingClient()
     laboratory = Laboratory(cast(Client, client), tmp_path / "kept", Console(quiet=True))
-    methods = [{"name": "task_arithmetic"}]
+    methods: list[dict[str, Any]] = [{"name": "task_arithmetic"}, {"name": "cclip"}]
     for draws in ([draw_of(base)], [draw_of(base), draw_of(base)]):
         findings = laboratory.find(draws, methods)
     assert len(findings) == 2
@@ -151,6 +151,7 @@ def test_a_job_is_done_once(base: Path, tmp_path: Path) -> None:
     assert [model["uri"] for model in searched["models"]] == [
         request["output"] for request in client.requests[: len(TASKS)]
     ]
+    assert searched["methods"] == [{"name": "task_arithmetic"}, {"name": "cclip", "rho": 1.0}]
     (base / "open_clip_model.safetensors").write_bytes(b"others")
     laboratory.find([draw_of(base)], methods)
     assert len(client.requests) == 2 * (len(TASKS) + 2)
