@@ -20,9 +20,9 @@ CLIP = {
 }
 IMAGES = 1024
 PIXELS = 224
-LETTERS = 400
+LETTERS = 160
 """At most, of a prompt and of a response: a byte is a token here."""
-INSTRUCTIONS = 1024
+INSTRUCTIONS = 256
 
 
 def write_clip(directory: Path) -> tuple[Path, Path]:

@@ -83,18 +83,29 @@ def aggregate(
 
 
 def add_scaled(
-    base: Tensor, merged: Tensor, scaling: float, square: float, out: Tensor, *, narrowed: bool = True
+    base: Tensor,
+    merged: Tensor,
+    scaling: float,
+    square: float,
+    out: Tensor,
+    *,
+    narrowed: bool = True,
+    wide: Tensor | None = None,
 ) -> bool:
     """Write θ₀ + λ·V to ``out``, computed in the dtype of V and rounded once to that of ``out``.
 
     Args:
         square: ‖V‖₂² of a vector that holds this chunk.
         narrowed: whether θ₀ may lie outside the range of ``out``, as it cannot where it is stored in that dtype.
+        wide: memory of V's shape and dtype for the values before they are rounded; default: new.
 
     Returns whether every merged value is in the range of ``out``.
     """
-    values = out if out.dtype == merged.dtype else torch.empty_like(merged)
-    torch.add(base.to(merged.dtype), merged, alpha=scaling, out=values)
+    values = out if out.dtype == merged.dtype else torch.empty_like(merged) if wide is None else wide
+    if base.dtype == merged.dtype:
+        torch.add(base, merged, alpha=scaling, out=values)
+    else:
+        values.copy_(base).add_(merged, alpha=scaling)
     if merged.dtype == torch.float32 and (rest := scaling - float(np.float32(scaling))):
         # λ = 0.3 is not exact in float32: what is missing would decide how many ties of 16-bit values are rounded.
         values.add_(merged, alpha=rest)

@@ -23,6 +23,7 @@ from workers.merging.preflight import plan_merge
 from workers.merging.shard import ShardWorker
 from workers.merging.sums import Sums
 from workers.merging.unit import MergedSlice
+from workers.search import model as model_module
 from workers.search.directions import merged_slices
 from workers.search.model import MergedModel
 
@@ -45,8 +46,9 @@ class Holder:
 
 
 @pytest.fixture(autouse=True)
-def several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def several_slices_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "SLICE", BLOCK // 2)
+    monkeypatch.setattr(model_module, "CHUNK", 37)
 
 
 def planned(base: str, models: list[str], method: object, output: Path, **options: Any) -> MergePlan:
@@ -76,7 +78,7 @@ def moved(model: MergedModel, plan: MergePlan, merged: list[list[MergedSlice]], 
 
 
 def model_of(holder: Holder, plan: MergePlan) -> MergedModel:
-    return MergedModel(holder, plan.base, plan.names, plan.comparison.merged)
+    return MergedModel(holder, plan.base, plan.names, plan.comparison.merged, threads=3)
 
 
 def loaded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
