@@ -4,7 +4,7 @@ PORT ?= 8000
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo miniature-base test serve bench lint lock clean
+.PHONY: setup demo study miniature-base test serve bench lint lock clean
 
 setup: .venv/ready
 
@@ -17,6 +17,10 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/python -m examples.miniature $(if $(SEEDS),--seeds $(SEEDS))
+
+# Carries out the studies of docs/study, or the one that STUDY names; what was done before is kept.
+study: setup
+	$(BIN)/python -m examples.miniature.study $(or $(STUDY),all)
 
 # Trains the demo's base anew.
 miniature-base: setup

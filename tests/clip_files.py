@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -16,12 +18,17 @@ TINY = {
 }
 
 
-def write_tiny_clip(directory: Path) -> Path:
+TINY_RESNET = TINY | {
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+}
+
+
+def write_tiny_clip(directory: Path, model: Mapping[str, Any] = TINY) -> Path:
     """Write a checkpoint directory with random weights; returns it."""
     directory.mkdir()
-    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    config = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (directory / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
-    save_file(model.state_dict(), directory / "open_clip_model.safetensors", metadata={"format": "pt"})
+    clip = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
+    save_file(clip.state_dict(), directory / "open_clip_model.safetensors", metadata={"format": "pt"})
     return directory

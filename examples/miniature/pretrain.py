@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -32,34 +33,43 @@ WEIGHT_DECAY = 0.1
 LARGEST_LOGIT_SCALE = math.log(100)
 LARGEST_SHIFT = 2
 """Pictures are shifted by at most so many pixels."""
+WIDTH, HEAD_WIDTH = 96, 24
+"""Of the image tower. The text tower is the same for every width."""
 
-CONFIG = {
-    "model_cfg": {
-        "embed_dim": 64,
-        "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 96, "layers": 4, "head_width": 24},
-        "text_cfg": {
-            "context_length": CONTEXT_LENGTH,
-            "vocab_size": len(vocabulary()),
-            "hf_tokenizer_name": "tokenizer.json",
-            "width": 64,
-            "heads": 4,
-            "layers": 2,
+
+def configuration(width: int = WIDTH) -> dict[str, Any]:
+    """Contents of ``open_clip_config.json``.
+
+    Args:
+        width: of the image tower, a multiple of ``HEAD_WIDTH``.
+    """
+    vision = {"image_size": SIZE, "patch_size": 8, "width": width, "layers": 4, "head_width": HEAD_WIDTH}
+    return {
+        "model_cfg": {
+            "embed_dim": 64,
+            "vision_cfg": vision,
+            "text_cfg": {
+                "context_length": CONTEXT_LENGTH,
+                "vocab_size": len(vocabulary()),
+                "hf_tokenizer_name": "tokenizer.json",
+                "width": 64,
+                "heads": 4,
+                "layers": 2,
+            },
         },
-    },
-    "preprocess_cfg": {
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.3, 0.3, 0.3],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    },
-}
-"""Contents of ``open_clip_config.json``."""
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.3, 0.3, 0.3],
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
 
 
-def pretrain(directory: Path, steps: int = STEPS, pictures: int = PICTURES) -> None:
-    """Write the base into ``directory``, in open_clip's own layout."""
+def pretrain(directory: Path, steps: int = STEPS, pictures: int = PICTURES, width: int = WIDTH) -> None:
+    """Write the base, or one whose image tower has another ``width``, into ``directory``, in open_clip's own layout."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (directory / "open_clip_config.json").write_text(json.dumps(configuration(width), indent=2) + "\n")
     write_tokenizer(directory)
     torch.manual_seed(SEED)
     model = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
@@ -127,5 +137,9 @@ def _shifted(pictures: Tensor) -> Tensor:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
+    parser.add_argument(
+        "--width", type=int, default=WIDTH, help=f"of the image tower, a multiple of {HEAD_WIDTH}"
+    )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    pretrain(parser.parse_args().directory)
+    arguments = parser.parse_args()
+    pretrain(arguments.directory, width=arguments.width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +121,13 @@ def handwriting(split: str) -> Iterator[tuple[NDArray[np.uint8], int]]:
 def write_split(directory: Path, name: str, split: str, count: int) -> None:
     """Write ``directory/NAME/SPLIT.parquet`` with encoded images and the numbers of their classes."""
     examples = handwriting(split) if TASKS[name].style is None else draw(name, split, count)
+    write_pictures(directory / name / f"{split}.parquet", examples)
+
+
+def write_pictures(path: Path, examples: Iterable[tuple[NDArray[np.uint8], int]]) -> None:
+    """Write pictures, [32, 32, 3] each, and their labels as a Parquet file that fine-tunes read."""
     images, labels = zip(*((_png(pixels), label) for pixels, label in examples), strict=True)
     table = pa.table({"image": pa.array(images, pa.binary()), "label": pa.array(labels, pa.int64())})
-    path = directory / name / f"{split}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 

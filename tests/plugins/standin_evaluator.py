@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import EvaluationSpec, Split
@@ -30,7 +30,9 @@ class Perceptron:
     def __init__(self, directory: str) -> None:
         stored = load_file(Path(directory) / "model.safetensors")
         self.parameters: Mapping[str, Tensor] = {
-            name: tensor.float() for name, tensor in stored.items() if tensor.is_floating_point()
+            name: nn.Parameter(tensor.float(), requires_grad=False)
+            for name, tensor in stored.items()
+            if tensor.is_floating_point()
         }
 
     def __call__(self, inputs: Tensor) -> Tensor:

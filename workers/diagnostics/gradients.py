@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taumerge.errors import JobFailed
 from taumerge.schemas import Split
@@ -14,18 +14,32 @@ from taumerge.schemas import Split
 if TYPE_CHECKING:
     from workers.evaluation.evaluator import Evaluator
 
+NAMED = 10
+"""Tensors that a message names at most."""
+
 
 class Gradients:
     """The gradients of the tasks, one after another, and their sum.
 
     Args:
         evaluator: its model stands at θ*.
-        tensors: names of the tensors in which gradients are taken.
+        tensors: names of the tensors in which gradients are taken. Those that no gradient moves, as the running
+            means of a batch normalisation, count as constants.
+
+    Raises:
+        JobFailed: ``no_gradients``: all of them are such.
     """
 
     def __init__(self, evaluator: Evaluator, tensors: Sequence[str]) -> None:
         self._evaluator = evaluator
-        self._parameters = [evaluator.parameters[name].requires_grad_() for name in tensors]
+        named = [evaluator.parameters[name] for name in tensors]
+        self._parameters = [one.requires_grad_() for one in named if isinstance(one, nn.Parameter)]
+        if not self._parameters:
+            raise JobFailed(
+                "no_gradients",
+                f"the models differ from the base in {', '.join(tensors[:NAMED])} only, which no gradient moves; leave "
+                "out evaluation",
+            )
         self._total = self._zeros()
 
     def add(self, task: str, split: Split) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from math import comb
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from taumerge.schemas import DiagnoseResult
 from workers.diagnostics.verdict import mean_agreement, short_names
@@ -21,12 +23,19 @@ LAYERS, GRADIENTS = "layers.png", "gradients.png"
 NUMBERED = 14
 """The heat map of more models has no room for numbers, and a legend none for their names."""
 MOST_TICKS = 40
+LONGEST = 24
+"""Characters of a name beside an axis."""
+CHARACTER, LINE = 0.085, 0.22
+"""Width of a character and height of a line, in inches, generously."""
+WIDE_RANGE = 10.0
+"""Norms that differ by so much or more are on a log axis."""
 NORM, GRADIENT = "‖τₜ‖₂", "‖∇Lₜ(θ*)‖₂"
 
 
 def draw(result: DiagnoseResult) -> dict[str, Picture]:
     """File name → picture, those that the numbers allow."""
-    names = short_names([model.uri for model in result.models])
+    full = short_names([model.uri for model in result.models])
+    names = labels(full)
     norms = [model.norm for model in result.models]
     pictures = {}
 
@@ -38,19 +47,19 @@ def draw(result: DiagnoseResult) -> dict[str, Picture]:
         add(
             COSINE,
             lambda: _cosines(result, names),
-            f"Heat map of the cosines. {_described_cosines(result, names)}",
+            f"Heat map of the cosines. {_described_cosines(result, full)}",
             "1: the same direction, 0: nothing in common, −1: opposed. Grey: a model equal to the base has none.",
         )
     add(
         NORMS,
         lambda: _bars(norms, names, NORM),
-        f"Bar chart of the norms: {_listed(names, norms)}.",
+        f"Bar chart of the norms: {_listed(full, norms)}.",
         "How far each model is from the base.",
     )
     add(
         WEIGHTS,
         lambda: _weights(result, names),
-        f"Bar chart of weights and shares: {_described_weights(result, names)}.",
+        f"Bar chart of weights and shares: {_described_weights(result, full)}.",
         "pₜ: weight in the average. wₜ: part in the sum of all learning rates. Share of ‖V‖²: what the average is made "
         "of.",
     )
@@ -73,17 +82,47 @@ def draw(result: DiagnoseResult) -> dict[str, Picture]:
         add(
             GRADIENTS,
             lambda: _bars(gradients, names, GRADIENT),
-            f"Bar chart of the gradient norms: {_listed(names, gradients)}.",
+            f"Bar chart of the gradient norms: {_listed(full, gradients)}.",
             "How much each task would still change the merged model θ* = θ₀ + V, on validation data.",
         )
     return pictures
 
 
+def labels(names: Sequence[str]) -> list[str]:
+    """The names, all different, each short enough to stand beside an axis.
+
+    From long ones what all begin or end with is left out, then the middle. A number says which row of the table is
+    meant where that makes two alike.
+    """
+    if max(map(len, names)) <= LONGEST:
+        return list(names)
+    begin, end = _shared(names), _shared([name[::-1] for name in names])
+    if begin + end >= min(map(len, names)):
+        begin = end = 0
+    short = [_elided(name[begin : len(name) - end]) for name in names]
+    if len(set(short)) < len(short):
+        return [f"{number}: {name}" for number, name in enumerate(short, 1)]
+    return short
+
+
+def _shared(names: Sequence[str]) -> int:
+    """Characters that all names begin with, up to the last that is no letter and no digit: words are not cut."""
+    same = [signs[0] for signs in takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False))]
+    return max((place + 1 for place, sign in enumerate(same) if not sign.isalnum()), default=0)
+
+
+def _elided(name: str) -> str:
+    half = (LONGEST - 1) // 2
+    return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
+
+
 def _cosines(result: DiagnoseResult, names: Sequence[str]) -> Figure:
     matrix = np.array([[np.nan if one is None else one for one in row] for row in result.cosine])
     count = len(names)
-    size = min(12.0, 3.0 + 0.45 * count)
-    figure = Figure(figsize=(size + 1.0, size), layout="constrained")
+    size = min(12.0, 2.5 + 0.45 * count)
+    longest = CHARACTER * max(map(len, names))
+    below = longest if _turned(names) else LINE
+    figure = Figure(figsize=(size + 1.0 + longest, size + below), layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
     image = axes.imshow(matrix, cmap=colours, vmin=-1, vmax=1)
@@ -103,7 +142,7 @@ def _cosines(result: DiagnoseResult, names: Sequence[str]) -> Figure:
 
 
 def _bars(values: Sequence[float], names: Sequence[str], label: str) -> Figure:
-    figure, axes = _wide(len(names))
+    figure, axes = _wide(len(names), names)
     axes.bar(range(len(values)), values, color=COLOURS[0], width=0.7)
     axes.set(ylabel=label)
     _name_ticks(axes, names)
@@ -111,7 +150,7 @@ def _bars(values: Sequence[float], names: Sequence[str], label: str) -> Figure:
 
 
 def _weights(result: DiagnoseResult, names: Sequence[str]) -> Figure:
-    figure, axes = _wide(len(names))
+    figure, axes = _wide(len(names), names)
     series = _weight_series(result)
     width = 0.8 / len(series)
     places = np.arange(len(names)) - 0.4 + width / 2
@@ -150,7 +189,10 @@ def _agreement(result: DiagnoseResult) -> Figure:
 
 def _layers(result: DiagnoseResult, names: Sequence[str]) -> Figure:
     groups = result.groups
-    figure = Figure(figsize=(min(18.0, max(8.0, 3.0 + 0.25 * len(groups))), 8.5), layout="constrained")
+    width = min(18.0, max(8.0, 3.0 + 0.25 * len(groups)))
+    columns = max(1, min(4, int(width / (0.6 + CHARACTER * max(map(len, names))))))
+    legend = LINE * -(-len(names) // columns) if len(names) <= NUMBERED else 0.0
+    figure = Figure(figsize=(width, 8.0 + legend), layout="constrained")
     norm_axes, cosine_axes, sign_axes = figure.subplots(3, sharex=True, height_ratios=(2, 1, 1))
     places = range(len(groups))
     many = matplotlib.colormaps["viridis"]
@@ -158,9 +200,15 @@ def _layers(result: DiagnoseResult, names: Sequence[str]) -> Figure:
         colour = COLOURS[index] if len(names) <= len(COLOURS) else many(index / (len(names) - 1))
         norms = [group.norms[index] or np.nan for group in groups]
         norm_axes.plot(places, norms, marker=".", linewidth=1.2, color=colour, label=name)
-    norm_axes.set(ylabel=NORM, yscale="log" if any(any(group.norms) for group in groups) else "linear")
+    norm_axes.set(ylabel=NORM)
+    moved = [norm for group in groups for norm in group.norms if norm]
+    if moved and max(moved) >= WIDE_RANGE * min(moved):
+        norm_axes.set(yscale="log")
+        norm_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        norm_axes.yaxis.set_major_formatter("{x:g}")
+        norm_axes.yaxis.set_minor_formatter(NullFormatter())
     if len(names) <= NUMBERED:
-        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     cosine = [np.nan if group.mean_cosine is None else group.mean_cosine for group in groups]
     cosine_axes.plot(places, cosine, marker=".", color=FAINT)
     cosine_axes.axhline(0, color=GRID, linewidth=0.8, zorder=0)
@@ -175,8 +223,10 @@ def _layers(result: DiagnoseResult, names: Sequence[str]) -> Figure:
     return figure
 
 
-def _wide(bars: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(min(16.0, max(6.0, 2.0 + 0.6 * bars)), 3.6), layout="constrained")
+def _wide(bars: int, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
+    """Axes for so many bars, with room for ``names`` below where these are turned."""
+    below = CHARACTER * max(map(len, names)) if _turned(names) else 0.0
+    figure = Figure(figsize=(min(16.0, max(6.0, 2.0 + 0.6 * bars)), 3.6 + below), layout="constrained")
     axes = figure.subplots()
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
@@ -185,8 +235,11 @@ def _wide(bars: int) -> tuple[Figure, Axes]:
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     shown = [names[index] for index in _ticks(len(names))]
-    turned = sum(map(len, shown)) > 60 or len(names) > 12
-    axes.set_xticks(_ticks(len(names)), shown, rotation=90 if turned else 0)
+    axes.set_xticks(_ticks(len(names)), shown, rotation=90 if _turned(names) else 0)
+
+
+def _turned(names: Sequence[str]) -> bool:
+    return sum(map(len, names)) > 60 or len(names) > 12
 
 
 def _ticks(count: int) -> range:

@@ -37,7 +37,8 @@ class Evaluator(Protocol):
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
         """The mean loss of each batch, a scalar, and its number of terms.
 
-        It can be differentiated by those of ``parameters`` that ask for gradients: none do, until somebody sets it.
+        It can be differentiated by those of ``parameters`` that are an ``nn.Parameter`` and ask for gradients: none
+        do, until somebody sets it.
 
         Raises:
             JobFailed: ``no_gradients``: these scores have no gradient.

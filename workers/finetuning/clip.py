@@ -27,6 +27,7 @@ from workers.finetuning.datasets.images import (
     split_validation,
 )
 from workers.finetuning.heads import truncated_prompts, zero_shot_head
+from workers.finetuning.tower_adapters import add_adapter, folded
 from workers.finetuning.towers import Clip, load_clip
 from workers.hardware import Hardware
 
@@ -139,6 +140,8 @@ class ClipTask:
     def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """open_clip's own layout, in the element types of the base; the text tower is the base's."""
         stored = self._clip.model.state_dict() | dict(weights)
+        if self._request.adapter:
+            stored = folded(stored, self._request.adapter)
         tensors = {
             name: tensor.to("cpu", self._clip.dtypes.get(name, tensor.dtype)).contiguous()
             for name, tensor in stored.items()
@@ -149,7 +152,7 @@ class ClipTask:
 
     def record(self) -> dict[str, Any]:
         """Data, head and what was trained."""
-        task = self._request.task
+        task, adapter = self._request.task, self._request.adapter
         templates = task.templates or list(prompt_templates(task.dataset))
         return {
             "dataset": task.dataset.model_dump(exclude_defaults=True),
@@ -160,7 +163,8 @@ class ClipTask:
             "validation_size": len(self._validation),
             "skipped_images": self._training.skipped,
             "truncated_prompts": truncated_prompts(self._clip.tokenizer, self._training.classes, templates),
-            "method": "full",
+            "method": adapter.kind if adapter else "full",
+            "adapter": adapter.model_dump(exclude={"kind"}) if adapter else None,
             "trained": "image tower",
         }
 
@@ -181,6 +185,8 @@ def build_clip_task(request: FinetuneRequest, hardware: Hardware) -> ClipTask:
     head = zero_shot_head(clip.model, clip.tokenizer, data.classes, templates, hardware.device)
     clip.model.requires_grad_(False)
     clip.model.visual.requires_grad_(True)
+    if request.adapter:
+        add_adapter(clip.model.visual, request.adapter)
     return ClipTask(request, clip, head, training, validation, hardware, threads)
 
 

@@ -146,8 +146,10 @@ def dataset_places(dataset: Dataset) -> list[tuple[str, str]]:
 def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:
     task, train = request.task, request.train
     if task.kind == "clip":
-        if request.adapter is not None:
-            refuse(("adapter",), "wrong_kind", "adapters are for language models; leave it out")
+        if request.adapter is not None and request.adapter.kind == "qlora":
+            refuse(
+                ("adapter", "kind"), "wrong_kind", "qlora is for language models; use lora, or leave it out"
+            )
         if train.gradient_checkpointing:
             refuse(
                 ("train", "gradient_checkpointing"), "wrong_kind", "it is for language models; leave it out"

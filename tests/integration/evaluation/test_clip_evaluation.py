@@ -10,13 +10,14 @@ import open_clip
 import PIL.Image
 import pytest
 import torch
-from clip_files import write_tiny_clip
+from clip_files import TINY_RESNET, write_tiny_clip
 from merged_files import put, write_merged
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import EvaluationSpec
+from workers.diagnostics.gradients import Gradients
 from workers.evaluation import Evaluator, build_evaluator
 from workers.evaluation.images import Preprocessing
 from workers.finetuning.datasets.images import decode
@@ -215,3 +216,12 @@ def test_bad_data_is_refused_before_the_first_evaluation(
     assert spared.evaluate("tints", "test") == plain_accuracy(
         base, base, [file for file in files if (file.parent.name, file.name) != ("red", "007.png")]
     )
+
+
+def test_gradients_of_a_resnet_are_taken_beside_its_running_statistics(
+    tints: Path, cpu: Hardware, tmp_path: Path
+) -> None:
+    evaluator = build(write_tiny_clip(tmp_path / "resnet", TINY_RESNET), spec_of(tints), cpu)
+    tensors = [name for name in evaluator.parameters if name.startswith("visual.")]
+    assert any(name.endswith("running_mean") for name in tensors)
+    assert Gradients(evaluator, tensors).add("tints", "validation") > 0

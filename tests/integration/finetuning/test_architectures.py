@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from clip_files import TINY
+from clip_files import TINY, TINY_RESNET
 from safetensors.torch import load_file, save_file
 
 from taumerge.schemas import FinetuneRequest
@@ -21,8 +21,7 @@ VISION, TEXT = TINY["vision_cfg"], TINY["text_cfg"]
 WEIGHTS = "open_clip_model.safetensors"
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "quick_gelu": TINY | {"quick_gelu": True},
-    "resnet": TINY
-    | {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}},
+    "resnet": TINY_RESNET,
     "timm": TINY
     | {
         "vision_cfg": {

@@ -47,7 +47,7 @@ def test_a_sound_request_passes(body: dict[str, Any], tmp_path: Path) -> None:
         ("task.max_length", 12, ("task", "max_length"), "wrong_kind"),
         ("task.packing", True, ("task", "packing"), "wrong_kind"),
         ("train.gradient_checkpointing", True, ("train", "gradient_checkpointing"), "wrong_kind"),
-        ("adapter", {"kind": "lora"}, ("adapter",), "wrong_kind"),
+        ("adapter", {"kind": "qlora"}, ("adapter", "kind"), "wrong_kind"),
         ("resources.workers", 10, ("resources", "workers"), "too_many_workers"),
         ("grid", {"steps": [10, 10]}, ("grid",), "repeated_value"),
         ("output", "out", ("output",), "unsupported_uri"),

@@ -9,7 +9,10 @@ import pytest
 from reading_html import Page, read_page
 
 from taumerge.schemas import DiagnoseRequest, DiagnoseResult
+from workers.diagnostics import pictures
+from workers.diagnostics.pictures import labels
 from workers.diagnostics.report import write_report
+from workers.drawing import quiet_axes
 
 
 def diagnosis(count: int, **changes: Any) -> DiagnoseResult:
@@ -73,3 +76,41 @@ def test_few_and_many_models(count: int, tmp_path: Path) -> None:
     names, page = written(diagnosis(count), tmp_path / "out")
     assert ("cosine.png" in names) == (count > 1)
     assert f"${count - 1}_" in page.text
+
+
+def test_short_names_stand_as_they_are() -> None:
+    assert labels(["digits", "handwriting-0123456789ab"]) == ["digits", "handwriting-0123456789ab"]
+
+
+def test_of_long_names_stands_what_differs() -> None:
+    names = [f"ft-clip-vit-b-32-laion2b-{task}-lr1e-05-steps4000" for task in ("digits", "dtd")]
+    assert labels(names) == ["digits", "dtd"]
+
+
+def test_names_that_are_alike_when_shortened_get_a_number() -> None:
+    names = [f"a{'x' * 30}{middle}{'y' * 30}" for middle in "bc"]
+    short = labels(names)
+    assert short[0].startswith("1: ax")
+    assert short[1].startswith("2: ax")
+    assert max(map(len, short)) < 30
+
+
+def test_long_names_leave_room_for_the_picture() -> None:
+    """The heat map of eight models is at least a third of its picture's width."""
+    uris = [f"/models/ft-{index}-{'of-a-very-long-series-' * 3}{index}" for index in range(8)]
+    models = [{"uri": uri, "norm": 1.0, "weight": 1 / 8, "share": 1 / 8} for uri in uris]
+    with quiet_axes():
+        figure = pictures._cosines(diagnosis(8, models=models), labels(uris))
+        figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 1 / 3
+
+
+def test_a_log_axis_has_plain_numbers() -> None:
+    alike = {"parameters": 1, "shares": [1.0], "mean_cosine": None, "agreement": [0.0, 1.0]}
+    groups = [{"name": f"layers.{norm}", "norms": [norm], **alike} for norm in (0.02, 3.0)]
+    with quiet_axes():
+        figure = pictures._layers(diagnosis(1, groups=groups), ["digits"])
+        figure.draw_without_rendering()
+    shown = [tick.get_text() for tick in figure.axes[0].get_yticklabels(which="both") if tick.get_text()]
+    assert {"0.1", "1"} < set(shown)
+    assert all(float(text) > 0 for text in shown)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taumerge.errors import JobFailed
 from taumerge.schemas import Split
@@ -14,10 +14,18 @@ from workers.diagnostics.gradients import Gradients
 
 
 class Points:
-    """L_t(θ) = mean over the points x of task t of ½‖w − x‖² + 3b, in batches of two; ``frozen`` has no effect."""
+    """L_t(θ) = mean over the points x of task t of ½‖w − x‖² + 3b, in batches of two; ``frozen`` has no effect.
+
+    ``statistics`` is a buffer, as the running mean of a batch normalisation.
+    """
 
     def __init__(self, points: Mapping[str, Tensor]) -> None:
-        self.parameters = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(0.5), "frozen": torch.ones(3)}
+        self.parameters = {
+            "w": nn.Parameter(torch.tensor([1.0, 2.0]), requires_grad=False),
+            "b": nn.Parameter(torch.tensor(0.5), requires_grad=False),
+            "frozen": nn.Parameter(torch.ones(3), requires_grad=False),
+            "statistics": torch.ones(2),
+        }
         self._points = points
 
     def evaluate(self, task: str, split: Split) -> float:
@@ -42,6 +50,15 @@ def test_batches_of_different_sizes_give_the_gradient_over_all_data() -> None:
 def test_gradients_are_taken_in_the_named_tensors_only() -> None:
     gradients = Gradients(Points({"a": torch.tensor([[0.0, 0.0]])}), ["b"])
     assert gradients.add("a", "validation") == pytest.approx(9.0)
+
+
+def test_buffers_are_constants() -> None:
+    points = Points({"a": torch.tensor([[0.0, 0.0]])})
+    assert Gradients(points, ["b", "statistics"]).add("a", "validation") == pytest.approx(9.0)
+    assert not points.parameters["statistics"].requires_grad
+    with pytest.raises(JobFailed, match="statistics") as caught:
+        Gradients(points, ["statistics"])
+    assert caught.value.code == "no_gradients"
 
 
 def test_a_loss_that_is_not_finite_is_named() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
+from miniature_results import diagnosis_of, search_of
 from rich.console import Console
 from rich.table import Table
 
@@ -17,43 +17,8 @@ from examples.miniature.table import compare, comparison_table, results_table
 from taumerge import DiagnoseResult, MergeResult, SearchResult
 
 
-def scores(score: float, **tasks: float) -> dict[str, Any]:
-    return {"score": score, "average": sum(tasks.values()) / len(tasks), "tasks": tasks}
-
-
 def outcome(kind: Kind, draw: int, **rules: float) -> Outcome:
     """A search whose best of each rule has this normalised test accuracy."""
-    best = {
-        name: {
-            "method": {"name": name, "scale": "mean"},
-            "scaling": 0.25,
-            "seconds": 1.0,
-            **scores(0.5, signs=0.5, land=0.25),
-            "test": scores(score, signs=0.625, land=0.375),
-        }
-        for name, score in rules.items()
-    }
-    search = {
-        "output": "/search",
-        "evaluations": [],
-        "best": best[max(rules, key=lambda name: rules[name])],
-        "best_by_method": best,
-        "individual": {"test": scores(1.0, signs=0.75, land=0.875)},
-        "zero_shot": {"test": scores(0.4, signs=0.5, land=0.125)},
-        "complete": True,
-        "files": [],
-        "seconds": {},
-    }
-    diagnosis = {
-        "models": [],
-        "cosine": [],
-        "merged_norm": 1.0,
-        "agreement": [],
-        "chi_square": 3.25,
-        "groups": [],
-        "verdict": [],
-        "seconds": {},
-    }
     merge = {
         "output": "/merged",
         "files": [],
@@ -68,8 +33,8 @@ def outcome(kind: Kind, draw: int, **rules: float) -> Outcome:
         kind,
         draw,
         [],
-        DiagnoseResult.model_validate(diagnosis),
-        SearchResult.model_validate(search),
+        DiagnoseResult.model_validate(diagnosis_of()),
+        SearchResult.model_validate(search_of(**rules)),
         MergeResult.model_validate(merge),
     )
 
