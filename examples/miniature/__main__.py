@@ -39,7 +39,7 @@ def main() -> None:
     url = os.environ.get("TAUMERGE_URL")
     settings = {
         "read_roots": f"{directory},{BASE}",
-        "max_running_jobs": min(8, len(os.sched_getaffinity(0))),
+        "max_running_jobs": min(8, len(os.sched_getaffinity(0))) + 1,  # one of them runs no fine-tunes
     }
     with nullcontext(lambda: url) if url else local_service(directory, **settings) as service_url:
         console.print("Starting the service; the tasks are drawn meanwhile …")

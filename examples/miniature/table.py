@@ -51,16 +51,15 @@ def comparison_table(outcomes: Sequence[Outcome]) -> Table:
     """Normalised test accuracy over the draws: mean ± deviation, and the paired difference to task arithmetic."""
     table = Table(
         title=f"Normalised test accuracy, {len({one.draw for one in outcomes})} draws",
-        caption="mean ± standard deviation; difference: to task arithmetic on the same models, with its extremes.",
+        caption="mean ± standard deviation; difference: to task arithmetic, same models; above: in how many draws.",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("training")
-    table.add_column("rule", no_wrap=True)
-    for name in ("accuracy", "difference", "smallest", "largest", "draws above"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("rule", "accuracy", "difference", "smallest", "largest", "above"):
+        table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
     for kind in KINDS:
-        title = TITLES[kind]
+        table.add_row(f"[bold]{TITLES[kind]}[/]")
         for rule, scores, differences in compare(outcomes, kind):
             cells = [spread(scores)]
             if rule != PLAIN:
@@ -71,8 +70,7 @@ def comparison_table(outcomes: Sequence[Outcome]) -> Table:
                     f"{max(differences):+.3f}",
                 ]
                 cells.append(f"{above} of {len(differences)}")
-            table.add_row(title, rule, *cells)
-            title = ""
+            table.add_row(rule, *cells)
         table.add_section()
     return table
 
