@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,13 +84,13 @@ def _refusal(
     return ErrorItem(
         loc=loc,
         code="not_allowed",
-        msg=f"{uri} is not inside a directory that this service may {verb}; "
+        msg=f"{uri} is not inside a directory that this service may {verb}, or a link in it leads out of there; "
         f"choose another path, or ask its operator to extend {setting}",
     )
 
 
 def _is_inside(place: Location, roots: Sequence[str], verb: str) -> bool:
-    """Whether ``place`` is below a root; raises ``OSError`` or ``RuntimeError`` where links lead nowhere."""
+    """Whether ``place``, and what links directly in it lead to, are below a root; raises ``OSError`` or ``RuntimeError`` where links lead nowhere."""
     if isinstance(place, RemotePath):
         prefixes = [parse_root(root) for root in roots if is_remote(root)]
         return any(
@@ -98,9 +99,12 @@ def _is_inside(place: Location, roots: Sequence[str], verb: str) -> bool:
         )
     # The real path, with links and ".." resolved: what will be opened, not what was written.
     path = place.resolve()
+    paths = [path]
+    if verb == "read" and path.is_dir():  # files in it may be links, too
+        paths += [Path(entry).resolve() for entry in os.scandir(path) if entry.is_symlink()]
+    local = [root for root in roots if not is_remote(root)]
     # An output that is itself a root would put the merge's work directory beside it, outside the root.
-    return any(
-        path.is_relative_to(root) and (verb == "read" or path != Path(root))
-        for root in roots
-        if not is_remote(root)
+    return all(
+        any(one.is_relative_to(root) and (verb == "read" or one != Path(root)) for root in local)
+        for one in paths
     )

@@ -40,6 +40,17 @@ def refused(settings: Settings, base: str, model: str, output: str) -> dict[str,
     return {}
 
 
+def test_a_file_of_a_checkpoint_may_link_to_another_place_inside_the_roots_only(
+    settings: Settings, tmp_path: Path
+) -> None:
+    base, output = tmp_path / "models" / "a", str(tmp_path / "out" / "new")
+    (base / "model.safetensors").symlink_to(tmp_path / "models" / "blob")
+    assert refused(settings, str(base), str(base), output) == {}
+    (base / "config.json").symlink_to(tmp_path / "elsewhere" / "secret")
+    refusals = {"base": "not_allowed", "models.0.uri": "not_allowed", "models.1.uri": "not_allowed"}
+    assert refused(settings, str(base), str(base), output) == refusals
+
+
 @pytest.mark.parametrize(
     "model",
     [
