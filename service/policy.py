@@ -90,7 +90,10 @@ def _refusal(
 
 
 def _is_inside(place: Location, roots: Sequence[str], verb: str) -> bool:
-    """Whether ``place``, and what links directly in it lead to, are below a root; raises ``OSError`` or ``RuntimeError`` where links lead nowhere."""
+    """Whether ``place``, and what links directly in it lead to, are below a root.
+
+    Raises ``OSError`` or ``RuntimeError`` where links lead nowhere.
+    """
     if isinstance(place, RemotePath):
         prefixes = [parse_root(root) for root in roots if is_remote(root)]
         return any(
