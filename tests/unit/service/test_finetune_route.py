@@ -101,7 +101,7 @@ def test_its_result_is_shown(http: TestClient, store: Store, body: dict[str, Any
             ["task", "dataset", "uri"],
             "not_allowed",
         ),
-        ({"adapter": {"kind": "lora"}}, ["adapter"], "wrong_kind"),
+        ({"adapter": {"kind": "qlora"}}, ["adapter", "kind"], "wrong_kind"),
         ({"grid": "all"}, None, None),
     ],
 )
