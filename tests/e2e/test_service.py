@@ -176,7 +176,7 @@ def test_a_cancelled_merge_leaves_nothing_behind(http: httpx.Client, service: An
         ("PORT", "eighty", "PORT"),
         ("TAUMERGE_DATABASE_URL", "postgresql://u:s3cret@127.0.0.1:1/jobs", "TAUMERGE_DATABASE_URL"),
         ("TAUMERGE_DATABASE_URL", "nonsense", "TAUMERGE_DATABASE_URL"),
-        ("TAUMERGE_READ_ROOTS", "s3://bucket", "READ_ROOTS"),
+        ("TAUMERGE_READ_ROOTS", "ftp://bucket", "READ_ROOTS"),
     ],
 )
 def test_what_keeps_it_from_starting_is_said_in_one_line(
