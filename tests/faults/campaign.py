@@ -164,7 +164,7 @@ class _Run:
 def _finished(output: Path) -> dict[str, tuple[int, int]]:
     """Output files that are recorded as complete: their inode and the time of their last write."""
     found = {}
-    for record in output.parent.glob(f".{output.name}.*.partial/.journal/*.safetensors.json"):
+    for record in output.parent.glob(f".{output.name}.*.partial/.taumerge-journal/*.safetensors.json"):
         path = record.parent.parent / record.name.removesuffix(".json")
         try:
             found[path.name] = _age(path)

@@ -25,7 +25,7 @@ def main() -> None:
     output = Path(request.output)
 
     def die(progress: Progress) -> None:
-        finished = list(output.parent.glob(f".{output.name}.*.partial/.journal/*.json"))
+        finished = list(output.parent.glob(f".{output.name}.*.partial/.taumerge-journal/*.json"))
         if len([path for path in finished if "safetensors" in path.name]) >= int(files):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -38,7 +38,7 @@ def worker_pids() -> list[int]:
 def finished_files(output: Path) -> dict[str, int]:
     """Output files that are recorded as complete, with the time of their last write."""
     found = {}
-    for record in output.parent.glob(f".{output.name}.*.partial/.journal/*.safetensors.json"):
+    for record in output.parent.glob(f".{output.name}.*.partial/.taumerge-journal/*.safetensors.json"):
         path = record.parent.parent / record.name.removesuffix(".json")
         found[path.name] = path.stat().st_mtime_ns
     return found

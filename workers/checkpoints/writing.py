@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 LARGEST_COPY = 100_000_000
-_JOURNAL = ".journal"
+_JOURNAL = ".taumerge-journal"
 _PARENTS = "parents"
 
 
@@ -172,9 +172,8 @@ class Staging:
         out and then removed; a removal that fails leaves it in the hidden directory.
         """
         try:
-            # from here on the directory is no attempt to go on from: after a swap it is the old output
-            shutil.rmtree(self.journal)
             _sync(self.path)
+            # The notes come along: whoever dies before the rename leaves an attempt to go on from.
             if overwrite and os.path.lexists(self.output):
                 exchange(self.path, self.output)
             else:
@@ -189,6 +188,7 @@ class Staging:
             raise _failed(error, self.output) from error
         with contextlib.suppress(OSError):  # the output is in place, whatever comes now
             _sync(self.output.parent)
+        self._remove_notes()
         _remove(self.path)
 
     def discard(self) -> None:
@@ -201,11 +201,16 @@ class Staging:
         except OSError:
             parents = []
         _remove(self.path)
+        self._remove_notes()
         for parent in parents:
             try:
                 Path(parent).rmdir()
             except OSError:  # something else lies in it by now
                 return
+
+    def _remove_notes(self) -> None:
+        """Remove what a commit has carried into the output and could perhaps not remove any more."""
+        _delete(self.output / _JOURNAL)
 
     def _create_directory(self) -> None:
         if self.path.exists() and not self.journal.exists():

@@ -24,7 +24,7 @@ Search = Callable[..., SearchResult]
 def journal_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of the journal in the hidden directory."""
     output = Path(body["output"])
-    (path,) = output.parent.glob(f".{output.name}.*.partial/.journal/{NAME}")
+    (path,) = output.parent.glob(f".{output.name}.*.partial/.taumerge-journal/{NAME}")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
