@@ -40,7 +40,6 @@ def main() -> int:
     """Start the service, say where it is, and stay until Ctrl-C or SIGTERM. Returns the exit status."""
     _interrupt_on_sigterm()
     logs.configure("service")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the same line of two processes is two lines
     sys.stderr = logs.Unprefixed(sys.stderr)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stdout = sys.stdout
