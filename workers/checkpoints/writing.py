@@ -100,7 +100,7 @@ class Staging:
     places, so sharing is harmless.
 
     Every method raises ``JobFailed``: ``disk_full``, ``output_exists``, or ``output_unwritable``.
-    Nothing but ``commit`` touches ``output``.
+    Nothing but ``commit`` touches ``output``, and ``discard``, which removes the notes that a commit left there.
     """
 
     def __init__(self, output: Path, identity: str) -> None:
@@ -214,7 +214,7 @@ class Staging:
 
     def _create_directory(self) -> None:
         if self.path.exists() and not self.journal.exists():
-            _remove(self.path)  # an interrupted commit left it
+            _remove(self.path)  # after a swap it is the old output
         parents = [str(parent) for parent in self.path.parents if not parent.exists()]
         self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.journal.mkdir(exist_ok=True)

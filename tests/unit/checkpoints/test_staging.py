@@ -250,6 +250,29 @@ def test_a_swap_that_fails_puts_the_old_output_back(output: Path, monkeypatch: p
     assert contents(output) == {"old": b"old"}
 
 
+@pytest.mark.parametrize("place", ["rename_new", "_remove"])
+def test_a_commit_that_dies_loses_no_finished_file(
+    output: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    staging = staged(output)
+    fill(staging)
+    for file in FILES:
+        staging.finish(file.name, {})
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, place, die)
+        with pytest.raises(KeyboardInterrupt):
+            staging.commit(overwrite=False)
+    if place == "rename_new":  # it goes on from there
+        assert staged(output).finished().keys() == {file.name for file in FILES}
+    else:  # it is in place, and whoever sweeps leaves the files alone
+        staging.discard()
+        assert contents(output).keys() == {file.name for file in FILES}
+
+
 def test_of_many_commits_to_one_output_one_wins(output: Path, rename_kind: str) -> None:
     stagings = [Staging(output, f"{number:016d}") for number in range(8)]
     for staging in stagings:
