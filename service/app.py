@@ -56,11 +56,11 @@ class _Service:
     settings: Settings
     store: Store
     plan: Callable[[MergeRequest], Plan]
-    wake: Callable[[], None]
+    wake: Callable[[JobKind], None]
 
 
 def create_app(
-    settings: Settings, store: Store, *, plan: Callable[[MergeRequest], Plan], wake: Callable[[], None]
+    settings: Settings, store: Store, *, plan: Callable[[MergeRequest], Plan], wake: Callable[[JobKind], None]
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -202,7 +202,7 @@ async def _queue(
         job = await run_in_threadpool(
             service.store.create, kind, body, idempotency_key, max_queued=service.settings.max_queued_jobs
         )
-        service.wake()
+        service.wake(kind)
     return await _answer(service.store, job, prefer)
 
 

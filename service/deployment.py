@@ -14,7 +14,7 @@ from service.app import MAX_WAIT_SECONDS, create_app
 from service.runner import find_runner, start_runner, stop_runner
 from service.settings import Settings
 from service.store import Store
-from taumerge.schemas import MergeRequest, Plan
+from taumerge.schemas import JobKind, MergeRequest, Plan
 from workers.merging import plan_merge, stop_shard_actors, worker_count
 
 __all__ = ["SERVE_APP", "application", "deploy", "undeploy"]
@@ -95,10 +95,10 @@ class _Waker:
     def __init__(self) -> None:
         self._runner: Any = None
 
-    def __call__(self) -> None:
+    def __call__(self, kind: JobKind) -> None:
         try:
             self._runner = self._runner or find_runner()
             if self._runner is not None:
-                self._runner.wake.remote()
+                self._runner.wake.remote(kind)
         except RayError:
             self._runner = None

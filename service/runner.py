@@ -39,6 +39,18 @@ HOUSEKEEPING_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
+class _Slot:
+    """A place for one job at a time."""
+
+    def __init__(self, kinds: Sequence[JobKind]) -> None:
+        self.kinds = kinds
+        self.process: Any = None
+        self.running = False
+        self.latest = 0.0
+        """When its latest job ended, by the monotonic clock."""
+        self.woken = threading.Event()
+
+
 class Runner:
     """Keeps ``max_running_jobs`` job processes warm and gives each the oldest queued job, one at a time.
 
@@ -57,36 +69,51 @@ class Runner:
         self._start = (settings, jobs, prepare)
         self._owner = f"runner-{uuid4().hex}"
         self._store = Store.open(settings.database_url)
-        self._queued = threading.Semaphore(0)
         self._stopping = threading.Event()
-        self._processes: dict[int, Any] = {}
+        everything = get_args(JobKind)
+        short = [kind for kind in everything if kind not in RESUMED_KINDS]
+        alone = settings.max_running_jobs == 1
+        self._slots = [
+            _Slot(short if number == 0 and not alone else everything)
+            for number in range(settings.max_running_jobs)
+        ]
         self._threads = [
-            threading.Thread(target=self._serve, args=(slot,), daemon=True)
-            for slot in range(settings.max_running_jobs)
+            threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self._slots
         ]
         self._threads.append(threading.Thread(target=self._renew_leases, daemon=True))
         self._threads.append(threading.Thread(target=self._keep_house, daemon=True))
         for thread in self._threads:
             thread.start()
 
-    def wake(self) -> None:
-        """A job was queued: look now instead of at the next poll."""
-        self._queued.release()
+    def wake(self, kind: JobKind) -> None:
+        """A job was queued: look now instead of at the next poll.
+
+        The process that ran a job last looks first: it may have kept actors that this one can use.
+        """
+        free = [
+            slot
+            for slot in self._slots
+            if kind in slot.kinds and not slot.running and not slot.woken.is_set()
+        ]
+        if free:
+            max(free, key=lambda slot: slot.latest).woken.set()
 
     def shutdown(self) -> None:
         """Stop every job process and let go of the jobs, so that they start again elsewhere at once."""
         self._stopping.set()
-        for process in list(self._processes.values()):
-            ray.kill(process)
-        for _ in self._threads:
-            self._queued.release()
+        for slot in self._slots:
+            if slot.process is not None:
+                ray.kill(slot.process)
+            slot.woken.set()
         for thread in self._threads:
             thread.join(timeout=5)
         self._store.leave(self._owner)
 
     def _renew_leases(self) -> None:
         while not self._stopping.wait(self._settings.lease_seconds / 5):
-            if self._processes:  # without one nothing can run, and /readyz tells by the missing heartbeat
+            if any(
+                slot.process is not None for slot in self._slots
+            ):  # without one nothing can run, and /readyz tells by the missing heartbeat
                 self._heartbeat()
 
     def _heartbeat(self) -> None:
@@ -116,43 +143,42 @@ class Runner:
             else:
                 self._store.swept(directory)
 
-    def _serve(self, slot: int) -> None:
-        """One slot: a job process, its jobs one after another, and another process when it dies."""
-        alone = self._settings.max_running_jobs == 1
-        kinds = [kind for kind in get_args(JobKind) if slot > 0 or alone or kind not in RESUMED_KINDS]
+    def _serve(self, slot: _Slot) -> None:
+        """A job process, its jobs one after another, and another process when it dies."""
         while not self._stopping.is_set():
             try:
-                process = self._start_process()
-                self._processes[slot] = process
+                slot.process = self._start_process()
                 self._heartbeat()
                 while not self._stopping.is_set():
-                    if not self._run_next(process, kinds):
-                        self._queued.acquire(timeout=POLL_SECONDS)
+                    slot.woken.clear()
+                    if not self._run_next(slot):
+                        slot.woken.wait(POLL_SECONDS)
             except (RayError, SQLAlchemyError) as error:
                 if not self._stopping.is_set():
-                    log.warning("job process %d is replaced: %s", slot, error)
+                    log.warning("job process %d is replaced: %s", self._slots.index(slot), error)
                     self._stopping.wait(POLL_SECONDS)
             finally:
-                self._processes.pop(slot, None)
+                slot.process = None
 
     def _start_process(self) -> Any:
         process: Any = ray.remote(JobProcess).options(num_cpus=0).remote(*self._start)
         ray.get(process.ready.remote())
         return process
 
-    def _run_next(self, process: Any, kinds: Sequence[JobKind]) -> bool:
-        """Claim a job and run it in ``process``; whether there was one."""
+    def _run_next(self, slot: _Slot) -> bool:
+        """Claim a job and run it; whether there was one."""
         settings = self._settings
         claim = self._store.claim(
             self._owner,
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
-            kinds=kinds,
+            kinds=slot.kinds,
         )
         if claim is None:
             return False
+        slot.running = True
         try:
-            ray.get(process.run.remote(claim))
+            ray.get(slot.process.run.remote(claim))
         except RayError as error:
             died = isinstance(error, RayActorError)
             reason = "its process died" if died else "its outcome could not be stored"
@@ -161,6 +187,8 @@ class Runner:
                     log.warning("attempt %d is lost: %s", claim.attempt, reason)
                 self._store.lost(claim, reason, max_attempts=settings.max_attempts)
             raise
+        finally:
+            slot.running, slot.latest = False, time.monotonic()
         return True
 
 

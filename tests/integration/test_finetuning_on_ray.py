@@ -161,7 +161,7 @@ def test_the_next_training_takes_the_process_of_the_last_and_writes_the_same_bit
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train_on(NotedActor, notes=tmp_path)
-    monkeypatch.setattr("workers.finetuning.spare.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("workers.spare.IDLE_SECONDS", 0.5)
     trainings = {"first": 0, "other": 1, "again": 0}
     for name, seed in trainings.items():
         run_finetune(request_for({"seed": seed}, output=f"outputs/{name}"), ON_CPU, ignore)

@@ -55,7 +55,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     def plan(request: MergeRequest) -> Plan:
         return plan_merge(request, workers=2, worker_memory=0).describe()
 
-    app = create_app(settings, store, plan=plan, wake=lambda: None)
+    app = create_app(settings, store, plan=plan, wake=lambda kind: None)
     yield schemathesis.openapi.from_asgi("/openapi.json", app)
     store.close()
 

@@ -105,7 +105,7 @@ class Bench:
         job = self.store.create("merge", {"name": name, "do": do})
         runner = find_runner()
         assert runner is not None
-        runner.wake.remote()
+        runner.wake.remote("merge")
         return job
 
     def started(self, name: str, attempt: int = 1, seconds: float = 30) -> int:

@@ -12,7 +12,7 @@ import ray
 
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import FinetuneRequest, Progress, TrialResult
-from workers.finetuning import spare
+from workers import spare
 from workers.merging.pool import BESIDE_SHARD_GPUS, warm_shard_actors
 from workers.settings import WorkerSettings
 
@@ -99,7 +99,10 @@ def train_on_actor(
     options = worker_options(request, settings)
     alone, kind = request.resources.workers == 1, (TrainingActor, options)
     for _ in range(ATTEMPTS):
-        actor = (spare.take(kind) or _start(options)) if alone else _start_group(options)
+        if alone:
+            [actor] = spare.take(kind) or [_start(options)]
+        else:
+            actor = _start_group(options)
         result = None
         try:
             result = _watch(actor, request, directory, report)
@@ -108,7 +111,7 @@ def train_on_actor(
             lost = error
         finally:
             if result is not None and alone:
-                spare.keep(kind, actor)
+                spare.keep(kind, [actor])
             else:
                 ray.kill(actor)
     raise _lost() from lost

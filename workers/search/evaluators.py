@@ -13,6 +13,7 @@ from ray import ObjectRef
 
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import EvaluationSpec, Split
+from workers import spare
 from workers.checkpoints.checkpoint import Checkpoint
 from workers.merging.dispatch import TICK_SECONDS
 from workers.merging.pool import BESIDE_SHARD_GPUS, READY_SECONDS
@@ -66,14 +67,15 @@ class EvaluatorActor:
     """A ``MergedModel`` as an actor. The driver must stay light, so torch is imported in the actor only."""
 
     def __init__(self) -> None:
+        self.empty()
+
+    def empty(self) -> None:
+        """Let go of all that belongs to a job. Answers as soon as the actor has started."""
+        vars(self).clear()
         self._tasks: tuple[str, ...] = ()
         self._held: list[tuple[int, list[MergedSlice]]] = []
         self._overflowed: set[str] = set()
         self._moving = 0.0
-
-    def ready(self) -> bool:
-        """Answers when the actor has started."""
-        return True
 
     def load(
         self,
@@ -129,7 +131,10 @@ class EvaluatorActor:
 
 
 class Evaluators:
-    """The evaluator actors of one job. As a context they are killed at its end."""
+    """The evaluator actors of one job.
+
+    As a context: where the job succeeds they are kept for the next one, unless tasks may run code in them; else killed.
+    """
 
     def __init__(
         self,
@@ -151,9 +156,13 @@ class Evaluators:
             options["accelerator_type"] = settings.accelerator_type
         if settings.accelerator_type or gpus:
             options["num_gpus"] = BESIDE_SHARD_GPUS
+        self._kind = (actor_class, options, count)
         remote_class = ray.remote(actor_class).options(**options)
         # Ray's own types lose the class here
-        self.actors: list[Any] = [remote_class.remote() for _ in range(count)]
+        self.actors: Sequence[Any] = _alive(spare.take(self._kind)) or [
+            remote_class.remote() for _ in range(count)
+        ]
+        self._started = [actor.empty.remote() for actor in self.actors]
         self._loading: list[ObjectRef[None]] = []
 
     def load(self, plan: MergePlan) -> None:
@@ -172,14 +181,13 @@ class Evaluators:
         Raises:
             InvalidRequest, JobFailed: what only the data or the model shows; ``capacity_unavailable``.
         """
-        started: list[ObjectRef[Any]] = [actor.ready.remote() for actor in self.actors]
-        begun = time.monotonic()
-        while len(ray.wait(started, num_returns=len(started), timeout=TICK_SECONDS)[0]) < len(started):
+        begun, count = time.monotonic(), len(self._started)
+        while len(ray.wait(self._started, num_returns=count, timeout=TICK_SECONDS)[0]) < count:
             tick()
             if time.monotonic() - begun > READY_SECONDS:
                 raise JobFailed(
                     "capacity_unavailable",
-                    f"the {len(started)} evaluators could not be started within {READY_SECONDS:.0f} s: other jobs hold "
+                    f"the {count} evaluators could not be started within {READY_SECONDS:.0f} s: other jobs hold "
                     "the GPUs; lower evaluation.evaluators, or try later",
                 )
         gather(self._loading, tick)
@@ -194,8 +202,7 @@ class Evaluators:
 
     def kill(self) -> None:
         """End the evaluators, whatever they are doing."""
-        for actor in self.actors:
-            ray.kill(actor)
+        spare.end(self.actors)
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +210,22 @@ class Evaluators:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        if error is not None or self._code_allowed:
+            self.kill()
+            return
+        for actor in self.actors:
+            actor.empty.remote()
+        spare.keep(self._kind, self.actors)
+
+
+def _alive(actors: Sequence[Any]) -> Sequence[Any]:
+    """``actors`` if all of them answer; else none, and they are killed."""
+    try:
+        ray.get([actor.empty.remote() for actor in actors], timeout=spare.IDLE_SECONDS)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        spare.end(actors)
+        return ()
+    return actors
 
 
 def gather(references: Sequence[ObjectRef[Any]], tick: Tick) -> list[Any]:

@@ -21,7 +21,17 @@ from service.gate import MAX_BODY_BYTES
 from service.settings import Settings
 from service.store import Store
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import Job, MergeRequest, MergeResult, Plan, Problem, Progress, Shard, TensorCounts
+from taumerge.schemas import (
+    Job,
+    JobKind,
+    MergeRequest,
+    MergeResult,
+    Plan,
+    Problem,
+    Progress,
+    Shard,
+    TensorCounts,
+)
 
 PLAN = Plan(
     tensors=2,
@@ -82,7 +92,7 @@ class Service:
             "output": str(directory / "out"),
         }
 
-    def _wake(self) -> None:
+    def _wake(self, kind: JobKind) -> None:
         self.woken += 1
 
     def claim(self) -> Claim:

@@ -39,7 +39,7 @@ def http(tmp_path: Path, store: Store) -> TestClient:
     settings = Settings(
         read_roots=str(tmp_path / "in"), write_roots=str(tmp_path / "made"), state_dir=tmp_path / "state"
     )
-    return TestClient(create_app(settings, store, plan=no_merge, wake=lambda: None))
+    return TestClient(create_app(settings, store, plan=no_merge, wake=lambda kind: None))
 
 
 @pytest.fixture

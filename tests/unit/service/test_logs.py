@@ -61,7 +61,7 @@ def test_no_token_is_logged_or_answered(caplog: pytest.LogCaptureFixture, tmp_pa
     )
     store = Store.open(settings.database_url)
     http = TestClient(
-        create_app(settings, store, plan=broken, wake=lambda: None), raise_server_exceptions=False
+        create_app(settings, store, plan=broken, wake=lambda kind: None), raise_server_exceptions=False
     )
     body = {
         "base": f"{tmp_path}/b",
