@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -10,9 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["local_service"]
+__all__ = ["free_port", "local_service"]
 
 STOP_SECONDS = 60
+UNUSED_PORTS = range(20000, 32768)
+"""Neither Ray's workers (up to 19999) nor outgoing connections (from 32768 on) take one of these."""
+TRIES = 100
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens at, and that nobody is given by chance until somebody does."""
+    for port in random.sample(UNUSED_PORTS, TRIES):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise RuntimeError(f"{TRIES} loopback ports from {UNUSED_PORTS.start} on are in use")
 
 
 @contextmanager
@@ -25,8 +40,7 @@ def local_service(directory: Path, **settings: object) -> Iterator[Callable[[], 
     Args:
         settings: further settings by their names in lower case, for example ``worker_memory=0``.
     """
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     defaults = {"state_dir": directory / "state", "read_roots": directory, "write_roots": directory}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAUMERGE_")}
     environment |= {"RAY_ADDRESS": "local", "PORT": str(port)}

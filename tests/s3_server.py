@@ -79,13 +79,6 @@ def environment(port: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def s3_server(port: int) -> Iterator[S3Server]:
     """The server at ``port``, with the bucket ``models``. The environment must be that of ``environment(port)``."""

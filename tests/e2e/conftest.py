@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+
+from service.local import free_port
 
 STOP_SECONDS = 60
 ARCHITECTURE = {
@@ -46,20 +47,13 @@ def _environment(directory: Path) -> dict[str, str]:
         if name != "RAY_ADDRESS" and not name.startswith("TAUMERGE_")
     }
     settings = {
-        "PORT": str(_free_port()),
+        "PORT": str(free_port()),
         "TAUMERGE_STATE_DIR": str(directory / "state"),
         "TAUMERGE_READ_ROOTS": str(directory),
         "TAUMERGE_WRITE_ROOTS": str(directory),
         "TAUMERGE_WORKERS": "2",
     }
     return {**kept, **settings}
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Self
 
 import psutil
 
+from service.local import free_port
 from service.store import Store
 
 TITLES = {
@@ -35,8 +35,7 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self._log = directory / "service.log"
         self._database = f"sqlite:///{directory / 'state' / 'jobs.sqlite3'}"
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TAUMERGE_")}
         self._environment = kept | {

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import ray
-from s3_server import environment, free_port
+from s3_server import environment
 
+from service.local import free_port
 from taumerge.schemas import MergeRequest, MergeResult, Progress
 from workers.merging import run_merge, stop_shard_actors
 from workers.settings import WorkerSettings
