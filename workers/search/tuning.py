@@ -1,4 +1,4 @@
-"""Ray Tune over the directions of a search: a trial for each, which reports every λ that it evaluates.
+"""Ray Tune over the directions of a search: a trial for each, which reports what it evaluates.
 
 One process runs the trials after another and drives the evaluators, which are the parallelism. What is known from an
 earlier attempt is answered from the journal: an interrupted search repeats its decisions and evaluates nothing twice.
@@ -23,13 +23,15 @@ from workers.search.evaluators import Pending
 from workers.search.journal import Journal, Key, Record
 from workers.tuning import Watch, run_trials
 
-RECORD, FAILURE, STOPPED, SCORE = "record", "failure", "stopped", "score"
+RECORDS, FAILURE, STOPPED, SCORE = "records", "failure", "stopped", "score"
+BATCH_SECONDS = 0.25
+"""Evaluations shorter than this are reported together: a report takes Tune longer than a small model its λ."""
 SUGGESTIONS = 10
 """Optuna may suggest a point again, which costs no evaluation: it is asked so many times the budget, at most."""
 
 
 class SweepTrial(tune.Trainable):
-    """Evaluates along one direction after another; each step is one evaluation, or the end of the line."""
+    """Evaluates along one direction after another; a step is an evaluation, or several short ones."""
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], course: Course, bench: Bench, known: dict[Key, Record]
@@ -48,27 +50,35 @@ class SweepTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        begun = time.monotonic()
+        records: list[dict[str, Any]] = []
+        ended: dict[str, Any] = {}
         try:
-            return {SCORE: 0.0} | self._step()
+            while (record := self._next()) is not None:
+                records.append(asdict(record))
+                if time.monotonic() - begun >= BATCH_SECONDS:
+                    break
+            else:
+                ended = {"done": True, STOPPED: self._stopped}
         except TaumergeError as error:
             details = getattr(error, "details", {})
             failure = JobError(code=error.code, message=str(error), details=details)
-            return {FAILURE: failure.model_dump(), SCORE: 0.0, "done": True}
+            ended = {"done": True, FAILURE: failure.model_dump()}
+        return {SCORE: self._latest or 0.0, RECORDS: records} | ended
 
-    def _step(self) -> dict[str, Any]:
+    def _next(self) -> Record | None:
+        """The next evaluation along the line; null at its end, or at that of the budget."""
         if self._begun is None:
             self._begin()
         if self._begun is None:
-            ended = {} if self._stopped is None else {STOPPED: self._stopped}
-            return {SCORE: self._latest or 0.0, "done": True} | ended
-        scaling, pending = self._begun
+            return None
+        (scaling, pending), self._begun = self._begun, None
         record = record_of(self._direction, scaling, self._course.split, *pending.wait(idle))
         self._known[record.key] = record
         self._tell(record)
-        self._begun = None
         if self._bench.holds(self._direction):
-            self._begin()  # the evaluators work on while this result is reported and written down
-        return {SCORE: self._latest or 0.0, RECORD: asdict(record)}
+            self._begin()  # the evaluators work on while this one is reported and written down
+        return record
 
     def _begin(self) -> None:
         """Begin the next evaluation, unless the line or the budget is at its end."""
@@ -132,13 +142,13 @@ class _SearchWatch(Watch):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         try:
-            if FAILURE in result:
-                raise JobFailed(**result[FAILURE])
-            if RECORD in result:
-                record = replace(Record(**result[RECORD]), elapsed=round(self._clock(), 3))
+            for found in result[RECORDS]:
+                record = replace(Record(**found), elapsed=round(self._clock(), 3))
                 self._journal.append(record)
                 self._count(record)
                 self._new += 1
+            if FAILURE in result:
+                raise JobFailed(**result[FAILURE])
             self.stopped = self.stopped or result.get(STOPPED)
         except TaumergeError as error:
             self.stop(error)
