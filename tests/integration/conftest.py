@@ -31,7 +31,15 @@ def s3_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_port: int) -> Iterator[str]:
+def gs_port() -> int:
+    """Where the Google Cloud Storage server of these tests is, once it is started."""
+    port = free_port()
+    os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{port}"
+    return port
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_port: int, gs_port: int) -> Iterator[str]:
     """The address of the cluster that this process is connected to."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), os.environ.get("PYTHONPATH", "")])
     ray.init(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
-from gcsfs import GCSFileSystem
+from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError
 from google.auth.exceptions import GoogleAuthError
 
