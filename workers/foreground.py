@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def run_recipe(
         request = schema.model_validate(load_recipe(parser.parse_args().recipe))
         settings = WorkerSettings()
         _connect()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # in the place of Ray's: as Ctrl-C
         result = run(request, settings, _Printer())
     except ValidationError as error:
         _fail(2, *InvalidRequest.from_validation(error).errors)

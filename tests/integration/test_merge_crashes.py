@@ -61,8 +61,7 @@ def test_a_killed_worker_is_replaced_and_only_its_unfinished_files_are_redone(
             os.kill(victim, signal.SIGSTOP)  # from now on it holds calls that it does not answer
             stopped = True
             time.sleep(0.3)
-        elif stopped:
-            finished = finished_files(output)
+        elif stopped and (finished := finished_files(output)):
             os.kill(victim, signal.SIGKILL)
 
     try:
@@ -113,17 +112,20 @@ def test_the_next_attempt_of_a_killed_driver_goes_on(
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
 
-def test_a_superseded_attempt_leaves_its_files_to_the_other_one(
-    merge: Merge, golden_body: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    "end", [Superseded("another attempt has the job"), SystemExit("the process receives a SIGTERM")], ids=repr
+)
+def test_an_attempt_that_is_ended_from_outside_leaves_its_files_to_the_next_one(
+    merge: Merge, golden_body: dict[str, Any], tmp_path: Path, end: BaseException
 ) -> None:
     output = tmp_path / "results/out"
     body = golden_body | {"output": str(output)}
 
     def lose(progress: Progress) -> None:
         if progress.phase == "aggregate" and len(finished_files(output)) >= 2:
-            raise Superseded("another attempt has the job")
+            raise end
 
-    with pytest.raises(Superseded):
+    with pytest.raises(type(end)):
         merge(body, lose, job_id="job-2")
     kept = finished_files(output)
     assert len(kept) >= 2

@@ -15,7 +15,7 @@ from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.checkpoints.writing import Staging, sha256_of, sync
 from workers.clock import Clock
 from workers.diagnostics.preflight import DiagnosisPlan
-from workers.merging import Superseded
+from workers.merging import LEFT_TO_OTHERS
 
 DIAGNOSIS = "diagnosis.json"
 
@@ -44,7 +44,7 @@ def place_output(
         staging.write_text(DIAGNOSIS, json.dumps(record, indent=2) + "\n")
         listed = _with_diagnosis(result, staging.path)
         staging.commit(request.overwrite)
-    except Superseded:
+    except LEFT_TO_OTHERS:
         raise
     except BaseException:
         staging.discard()

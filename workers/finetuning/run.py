@@ -12,7 +12,7 @@ from taumerge.schemas import FinetuneRequest, FinetuneResult, TrialResult
 from workers.checkpoints.writing import Staging
 from workers.finetuning.actor import Report, train_on_actor
 from workers.finetuning.preflight import check_finetune, warnings
-from workers.merging import Superseded, unnoted
+from workers.merging import LEFT_TO_OTHERS, unnoted
 from workers.settings import WorkerSettings
 
 
@@ -73,7 +73,7 @@ def _run_alone(
         result = train_on_actor(request, staging.path, settings, report)
         staging.commit(overwrite=False)
         return result
-    except (Superseded, KeyboardInterrupt):
+    except (*LEFT_TO_OTHERS, KeyboardInterrupt):
         raise
     except BaseException as error:
         if not (isinstance(error, JobFailed) and "checkpoint" in error.details):

@@ -40,6 +40,11 @@ class Superseded(TaumergeError):
     code = "superseded"
 
 
+LEFT_TO_OTHERS = (Superseded, SystemExit)
+"""What ends an attempt whose staged files the next one goes on from. Ray ends the processes of a runner that has died
+with SIGTERM, which raises SystemExit in them."""
+
+
 def unnoted(staging: Staging) -> None:
     """For a job without anybody who removes what a crash leaves behind."""
 
@@ -92,7 +97,7 @@ def run_merge(
         with clock.phase("commit"):
             staging.commit(request.overwrite)
         return result.model_copy(update={"seconds": clock.seconds})
-    except Superseded:
+    except LEFT_TO_OTHERS:
         raise
     except BaseException:
         staging.discard()

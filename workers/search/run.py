@@ -22,7 +22,7 @@ from workers.merging.dispatch import Report
 from workers.merging.mix import Mix, decide, nonfinite_failure
 from workers.merging.plan import MergePlan
 from workers.merging.pool import shard_actors, worker_count
-from workers.merging.run import Actors, Superseded, measure, stage_merge, unnoted
+from workers.merging.run import LEFT_TO_OTHERS, Actors, measure, stage_merge, unnoted
 from workers.merging.sums import Sums
 from workers.search.baselines import BASE, individual_scores, score_baselines
 from workers.search.bench import Bench, record_of
@@ -88,7 +88,7 @@ def run_search(
         with clock.phase("commit"):
             staging.commit(request.overwrite)
         return result.model_copy(update={"seconds": search.seconds})
-    except Superseded:
+    except LEFT_TO_OTHERS:
         raise
     except BaseException:
         if not journal.records:
