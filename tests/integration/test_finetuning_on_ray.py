@@ -174,6 +174,22 @@ def test_the_next_training_takes_the_process_of_the_last_and_writes_the_same_bit
         time.sleep(0.1)
 
 
+def test_an_attempt_after_the_commit_returns_what_is_in_place(
+    request_for: Callable[..., FinetuneRequest], tmp_path: Path
+) -> None:
+    request = request_for({"steps": 5})
+    first = run_finetune(request, ON_CPU, ignore, job_id="job-1")
+    record, notes = tmp_path / "out/training.json", tmp_path / "out/.taumerge-journal"
+    written = record.stat().st_mtime_ns
+    notes.mkdir()  # it died over them
+    again = run_finetune(request, ON_CPU, ignore, job_id="job-1")
+    assert again.trials == first.trials
+    assert record.stat().st_mtime_ns == written
+    assert not notes.exists()
+    with pytest.raises(InvalidRequest, match="exists"):
+        run_finetune(request_for({"steps": 5, "seed": 1}), ON_CPU, ignore, job_id="job-2")
+
+
 def test_a_cancelled_fine_tune_leaves_nothing(
     request_for: Callable[..., FinetuneRequest], tmp_path: Path
 ) -> None:

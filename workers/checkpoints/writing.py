@@ -28,6 +28,7 @@ __all__ = [
     "free_bytes",
     "index_json",
     "lay_out",
+    "remove_notes",
     "sha256_of",
     "sync",
 ]
@@ -188,7 +189,7 @@ class Staging:
             raise _failed(error, self.output) from error
         with contextlib.suppress(OSError):  # the output is in place, whatever comes now
             _sync(self.output.parent)
-        self._remove_notes()
+        remove_notes(self.output)
         _remove(self.path)
 
     def discard(self) -> None:
@@ -201,16 +202,12 @@ class Staging:
         except OSError:
             parents = []
         _remove(self.path)
-        self._remove_notes()
+        remove_notes(self.output)
         for parent in parents:
             try:
                 Path(parent).rmdir()
             except OSError:  # something else lies in it by now
                 return
-
-    def _remove_notes(self) -> None:
-        """Remove what a commit has carried into the output and could perhaps not remove any more."""
-        _delete(self.output / _JOURNAL)
 
     def _create_directory(self) -> None:
         if self.path.exists() and not self.journal.exists():
@@ -286,6 +283,11 @@ class FileWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def remove_notes(output: Path) -> None:
+    """Remove the notes of the attempts that a commit has carried into ``output``, where it died before it could."""
+    _delete(output / _JOURNAL)
 
 
 def sync(path: Path) -> None:

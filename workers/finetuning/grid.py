@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from workers.checkpoints.checkpoint import local_path
 from workers.checkpoints.writing import Staging
 from workers.finetuning.actor import ATTEMPTS, Report, worker_options
 from workers.finetuning.preflight import trials
-from workers.finetuning.record import RECORD
+from workers.finetuning.record import completed
 from workers.settings import WorkerSettings
 from workers.tuning import Watch, run_trials
 
@@ -157,17 +156,13 @@ def _finished(run: FinetuneRequest, path: Path) -> TrialResult | None:
     Raises:
         JobFailed: ``output_exists``: something else is in its place.
     """
-    if not os.path.lexists(path):
-        return None
-    try:
-        record = json.loads((path / RECORD).read_text())
-        if record["request"] == run.model_dump(mode="json"):
-            return TrialResult.model_validate(record["result"])
-    except (OSError, ValueError, KeyError):
-        pass
-    raise JobFailed(
-        "output_exists", f"{run.output} exists and is not this trial; choose another output, or move it away"
-    )
+    result = completed(run, path)
+    if result is None and os.path.lexists(path):
+        raise JobFailed(
+            "output_exists",
+            f"{run.output} exists and is not this trial; choose another output, or move it away",
+        )
+    return result
 
 
 def _failed(run: FinetuneRequest, error: JobError) -> TrialResult:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taumerge.schemas import FinetuneRequest, TrialResult
-from workers.checkpoints.writing import sync
+from workers.checkpoints.writing import remove_notes, sync
 
 if TYPE_CHECKING:
     from workers.finetuning.ledger import Run
@@ -60,3 +60,16 @@ def write_record(record: dict[str, Any], directory: Path) -> None:
     path = directory / RECORD
     path.write_text(json.dumps(record, indent=2) + "\n")
     sync(path)
+
+
+def completed(request: FinetuneRequest, path: Path) -> TrialResult | None:
+    """The result of an attempt at ``request`` that put ``path`` in place; null where it is another's, or not there."""
+    try:
+        record = json.loads((path / RECORD).read_text())
+        if record["request"] != request.model_dump(mode="json"):
+            return None
+        result = TrialResult.model_validate(record["result"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    remove_notes(path)  # it may have died over them
+    return result

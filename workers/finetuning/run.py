@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from taumerge.errors import JobFailed
 from taumerge.schemas import FinetuneRequest, FinetuneResult, TrialResult
+from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.checkpoints.writing import Staging
 from workers.finetuning.actor import Report, train_on_actor
 from workers.finetuning.preflight import check_finetune, warnings
+from workers.finetuning.record import completed
 from workers.merging import LEFT_TO_OTHERS, unnoted
 from workers.settings import WorkerSettings
 
@@ -31,6 +33,7 @@ def run_finetune(
 
     Args:
         report: told about the progress a few times a second; what it raises stops the training.
+        job_id: an output that an earlier attempt of this job has put in place is taken as its result.
         staged: told about each hidden directory before it is made.
 
     Raises:
@@ -38,22 +41,24 @@ def run_finetune(
         JobFailed: it was begun and failed. ``training_diverged`` keeps the hidden directory, and names it.
     """
     begun = time.monotonic()
-    output = check_finetune(request)
 
     def stage(trial: FinetuneRequest, path: Path) -> Staging:
         staging = staging_of(trial, path, job_id)
         staged(staging)
         return staging
 
-    if request.grid is None:
-        results = [_run_alone(request, stage(request, output), settings, report)]
-    else:
-        from workers.finetuning.grid import run_grid  # Tune takes seconds to import
+    trained = _committed(request) if job_id else ()
+    if not trained:
+        output = check_finetune(request)
+        if request.grid is None:
+            trained = [_run_alone(request, stage(request, output), settings, report)]
+        else:
+            from workers.finetuning.grid import run_grid  # Tune takes seconds to import
 
-        results = run_grid(request, output, settings, report, stage)
+            trained = run_grid(request, output, settings, report, stage)
     return FinetuneResult(
         output=request.output,
-        trials=results,
+        trials=list(trained),
         seconds={"finetune": round(time.monotonic() - begun, 3)},
         warnings=warnings(request),
     )
@@ -63,6 +68,17 @@ def staging_of(request: FinetuneRequest, output: Path, job_id: str) -> Staging:
     """Where a trial grows; attempts of one job at one request share it."""
     identity = f"{job_id} {request.model_dump_json()}"
     return Staging(output, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _committed(request: FinetuneRequest) -> Sequence[TrialResult]:
+    """What an attempt put in place that died before it could say so. A grid looks for that trial by trial."""
+    if request.grid is not None:
+        return ()
+    try:
+        result = completed(request, local_path(request.output))
+    except CheckpointError:
+        return ()
+    return () if result is None else (result,)
 
 
 def _run_alone(

@@ -15,7 +15,7 @@ from taumerge.schemas import BestEvaluation, MethodSpec, Progress, SearchRequest
 from workers.aggregation import Rule, build_rule
 from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.checkpoints.files import RECEIPT
-from workers.checkpoints.writing import Staging, sync
+from workers.checkpoints.writing import Staging, remove_notes, sync
 from workers.clock import Clock
 from workers.evaluation.splits import overlap
 from workers.merging.dispatch import Report
@@ -286,6 +286,8 @@ def _committed(request: SearchRequest, job_id: str) -> SearchResult | None:
         output = local_path(request.output)
         if json.loads((output / RECEIPT).read_bytes())["job"] != job_id:
             return None
-        return SearchResult.model_validate_json((output / "search.json").read_bytes())
+        result = SearchResult.model_validate_json((output / "search.json").read_bytes())
     except (CheckpointError, OSError, ValueError, KeyError, TypeError):  # no search of ours
         return None
+    remove_notes(output)  # it may have died over them
+    return result
