@@ -111,9 +111,8 @@ class Runner:
 
     def _renew_leases(self) -> None:
         while not self._stopping.wait(self._settings.lease_seconds / 5):
-            if any(
-                slot.process is not None for slot in self._slots
-            ):  # without one nothing can run, and /readyz tells by the missing heartbeat
+            # Without a process nothing can run, and /readyz tells by the missing heartbeat.
+            if any(slot.process is not None for slot in self._slots):
                 self._heartbeat()
 
     def _heartbeat(self) -> None:
