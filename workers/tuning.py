@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ray import tune
 
@@ -104,6 +105,7 @@ def run_trials(
         param_space=space,
         tune_config=config,
         run_config=tune.RunConfig(
+            name=uuid4().hex,  # Tune's own is the second of the start: two runs would take each other's state
             storage_path=str(scratch),
             callbacks=[watch],
             stop=_StopOn(watch),
