@@ -100,12 +100,17 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     shutil.rmtree(scratch, ignore_errors=True)
+    # Tune's own names are those of the trainable, in a table that all processes of a Ray job share, and of the second
+    # of the start: of two runs that begin together one would carry out the other's trials, on its actors and data.
+    name = uuid4().hex
+    bound = tune.with_resources(trainable, tune.PlacementGroupFactory([bundle]))
+    bound.__name__ = f"{bound.__name__}-{name}"
     tuner = tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),
+        bound,
         param_space=space,
         tune_config=config,
         run_config=tune.RunConfig(
-            name=uuid4().hex,  # Tune's own is the second of the start: two runs would take each other's state
+            name=name,
             storage_path=str(scratch),
             callbacks=[watch],
             stop=_StopOn(watch),

@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 
-from taumerge import Client, InvalidRequest, SearchResult
+from taumerge import Client, InvalidRequest, Job, SearchResult
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,28 @@ def test_a_search_writes_the_best_merge_with_its_evidence(
     assert {"search.json", "search.parquet", "report.html"} <= {path.name for path in best.iterdir()}
     assert json.loads((best / "search.json").read_text())["best"]["score"] == result.best.score
     assert open_clip.create_model(f"local-dir:{best}").visual.image_size == (32, 32)
+
+
+def test_searches_that_begin_together_keep_apart(
+    service: Any, inputs: Path, request_body: dict[str, Any]
+) -> None:
+    bodies = [
+        request_body | {"methods": ["median"], "scaling": [0.25, 1.5, 3.0], "output": str(inputs / "median")},
+        request_body | {"methods": ["task_arithmetic"], "output": str(inputs / "plain")},
+    ]
+
+    def found(job: Job) -> list[tuple[str, float, float]]:
+        assert isinstance(job.result, SearchResult)
+        return [(one.method["name"], one.scaling, one.score) for one in job.result.evaluations]
+
+    with Client(service.url) as client:
+        jobs = [client.search(body) for body in bodies]
+        together = [found(client.wait(job.id, timeout=240)) for job in jobs]
+        alone = [
+            found(client.wait(client.search(body | {"overwrite": True}).id, timeout=240)) for body in bodies
+        ]
+    assert together == alone
+    assert [len(one) for one in together] == [3, 2]
 
 
 def test_a_search_that_cannot_run_is_refused_where_it_is_wrong(

@@ -29,20 +29,19 @@ def test_a_watch_whose_report_cannot_be_pickled_can() -> None:
 
 
 def test_no_two_runs_have_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By Tune's own names those that begin in the same second share their files, and take each other's trials.
+    # By Tune's own names, those that begin together share files and trials.
     names: list[str] = []
 
     class Tuner:
         def __init__(self, trainable: Any, *, run_config: tune.RunConfig, **others: Any) -> None:
             assert run_config.name
-            names.append(run_config.name)
+            names.extend([run_config.name, trainable.__name__])
 
         def fit(self) -> None:
             """Nothing is run."""
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
     for _ in range(2):
-        run_trials(
-            tune.Trainable, {"CPU": 1}, {}, Idle(lambda progress: None), tmp_path, config=tune.TuneConfig()
-        )
-    assert len(set(names)) == 2
+        trainable = type("Trainable", (tune.Trainable,), {})
+        run_trials(trainable, {"CPU": 1}, {}, Idle(lambda progress: None), tmp_path, config=tune.TuneConfig())
+    assert len(set(names)) == len(names) == 4
