@@ -150,7 +150,7 @@ def test_the_cluster_asks_for_its_token_and_its_dashboard_listens_on_loopback(se
     dashboards = [
         connection
         for process in psutil.Process().children(recursive=True)
-        if "dashboard/dashboard.py" in " ".join(process.cmdline())
+        if "dashboard/dashboard.py" in command_line(process)
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and 8265 <= connection.laddr.port < 8365
     ]
@@ -161,6 +161,14 @@ def test_the_cluster_asks_for_its_token_and_its_dashboard_listens_on_loopback(se
         assert answer.status_code in {401, 403}
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def command_line(process: psutil.Process) -> str:
+    """Its words; none of one that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # zombies too
+        return ""
 
 
 def sparse_checkpoint(directory: Path, size: int) -> Path:
