@@ -77,6 +77,13 @@ class EvaluatorActor:
         self._overflowed: set[str] = set()
         self._moving = 0.0
 
+    def release(self) -> None:
+        """``empty``, and give the memory of the GPU back to the other processes on it."""
+        import torch
+
+        self.empty()
+        torch.cuda.empty_cache()
+
     def load(
         self,
         base: Checkpoint,
@@ -214,7 +221,7 @@ class Evaluators:
             self.kill()
             return
         for actor in self.actors:
-            actor.empty.remote()
+            actor.release.remote()
         spare.keep(self._kind, self.actors)
 
 

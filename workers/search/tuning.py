@@ -56,8 +56,8 @@ class SweepTrial(tune.Trainable):
         try:
             while (record := self._next()) is not None:
                 records.append(asdict(record))
-                if time.monotonic() - begun >= BATCH_SECONDS:
-                    break
+                if time.monotonic() - begun + record.seconds >= BATCH_SECONDS:
+                    break  # another one would not be short, or keep the others waiting
             else:
                 ended = {"done": True, STOPPED: self._stopped}
         except TaumergeError as error:
