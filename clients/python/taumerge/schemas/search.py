@@ -24,7 +24,7 @@ class TaskModel(RequestPart):
     """As in a merge."""
     task: str = Field(min_length=1)
     """A key of ``evaluation.tasks``; every task has one model, whose score normalises the others."""
-    weight: FiniteFloat | None = Field(default=None, ge=0)
+    weight: FiniteFloat | None = Field(default=None, ge=0, le=LARGEST_FACTOR)
     """p_t before normalisation, as in a merge."""
     training: Training | None = None
     """As in a merge."""
