@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections import defaultdict
 from collections.abc import Callable
@@ -272,6 +273,23 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny_clip: Path, tmp_pat
     with pytest.raises(InvalidRequest, match="do not fit") as caught:
         load_clip(str(tmp_path))
     assert caught.value.errors[0].code == "not_open_clip"
+
+
+def test_a_configuration_runs_no_code_that_lies_beside_it(tiny_clip: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_clip, tmp_path / "base")
+    config = json.loads((base / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {
+        "hf_tokenizer_name": "any",
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    }
+    (base / "open_clip_config.json").write_text(json.dumps(config))
+    (base / "config.json").write_text('{"model_type": "bert"}')
+    (base / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["code.Tokenizer", null]}}')
+    (base / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(InvalidRequest, match="trust_remote_code") as caught:
+        load_clip(str(base))
+    assert caught.value.errors[0].code == "not_open_clip"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_by_name_is_open_clips_own_with_its_activation(
