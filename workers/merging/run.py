@@ -226,7 +226,11 @@ def _committed(request: MergeRequest, job_id: str) -> MergeResult | None:
 
 def _write_small_files(plan: MergePlan, receipt: dict[str, Any], staging: Staging) -> None:
     dtype = plan.request.dtype
-    for path in companions(plan.base):
+    try:
+        beside = companions(plan.base)
+    except CheckpointError as error:
+        raise JobFailed("input_unreadable", error.message) from error
+    for path in beside:
         if path.name == "config.json" and dtype is not None:
             staging.copy(path, lambda config: declared(config, dtype))
         else:
