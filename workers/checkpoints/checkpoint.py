@@ -101,19 +101,6 @@ class Checkpoint:
     """``adapter_config.json`` where this is an adapter; ``tensors`` are then the adapter's own."""
 
     @property
-    def local(self) -> Path:
-        """The directory, for what opens its files by their paths.
-
-        Raises:
-            CheckpointError: ``unsupported_uri``: it lies in a store.
-        """
-        if isinstance(self.directory, Path):
-            return self.directory
-        raise CheckpointError(
-            "unsupported_uri", f"{self.uri} lies in a store, and this needs it on a disk: copy it there."
-        )
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 in hex that changes when a file is replaced, touched, or has another header."""
         records = [(file.name, *astuple(file.state), file.header_sha256) for file in self.files]

@@ -9,6 +9,7 @@ from typing import Any
 from taumerge.errors import ErrorItem
 from taumerge.schemas import EvaluationSpec, EvaluationTask
 from workers.checkpoints.checkpoint import Checkpoint, CheckpointError, local_path
+from workers.checkpoints.files import names_in
 from workers.evaluation.evaluator import BUILT_IN, Location, added_kinds, unknown_kind
 from workers.evaluation.task_files import TaskFileError, read_task_file
 from workers.finetuning.preflight import Refuse, check_dataset, dataset_places
@@ -79,12 +80,13 @@ def is_file(task: str) -> bool:
 def _check_base(base: Checkpoint, kind: str, refuse: Refuse) -> None:
     if base.adapter is not None:
         refuse(("base",), "unsupported_checkpoint", "it is an adapter; give the whole model")
-    elif not isinstance(base.directory, Path):
-        message = (
-            "it lies in a store, and an evaluation builds its model from a directory on a disk: copy it there"
-        )
-        refuse(("base",), "unsupported_uri", message)
-    elif not (base.directory / CONFIGS[kind]).is_file():
+        return
+    try:
+        there = CONFIGS[kind] in names_in(base.directory)
+    except OSError as error:
+        refuse(("base",), "checkpoint_unreadable", f"it cannot be listed: {error.strerror}")
+        return
+    if not there:
         message = f"the base is no directory with {CONFIGS[kind]}, which {kind} needs"
         refuse(("evaluation", "kind"), "wrong_kind", message)
 

@@ -21,6 +21,7 @@ from torchvision.transforms.functional import to_tensor
 
 from taumerge.errors import InvalidRequest
 from workers.checkpoints.checkpoint import CheckpointError, companions, open_checkpoint
+from workers.checkpoints.local_copy import on_disk
 
 CONFIG = "open_clip_config.json"
 SCHEME = "open_clip://"
@@ -116,8 +117,7 @@ def _load_pretrained(model: str) -> Clip:
 
 
 def _load_directory(base: str) -> Clip:
-    checkpoint = open_checkpoint(base)
-    directory = checkpoint.local
+    checkpoint, directory = on_disk(open_checkpoint(base))
     try:
         config = json.loads((directory / CONFIG).read_text())
         options = config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
