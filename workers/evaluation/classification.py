@@ -107,8 +107,7 @@ def _read(name: str, task: EvaluationTask, base: BaseModel) -> dict[Split, Label
         }
         found["test"] = found["validation"]
         if has_part(task.dataset, "test"):
-            named = wanted.model_copy(update={"classes": list(train.classes)})
-            found["test"] = read_labelled_texts(named, "test", None)
+            found["test"] = read_labelled_texts(wanted, "test", train.classes)
         return found
 
 
