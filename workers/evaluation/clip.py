@@ -79,7 +79,7 @@ def build_clip_evaluator(
     for task in tasks:
         wanted, classes = spec.tasks[task], data[task, "validation"].classes
         templates = wanted.templates or prompt_templates(_dataset(wanted))
-        head = zero_shot_head(clip.model, clip.tokenizer, classes, templates, hardware.device)
+        head = zero_shot_head(clip, classes, templates, hardware.device)
         classifiers[task] = ImageClassifier(clip.model.visual, head.to(hardware.device)).eval()
     clip.model.to(hardware.device).eval()
     preprocessing = Preprocessing(clip, hardware.device)
