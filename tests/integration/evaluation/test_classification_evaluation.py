@@ -134,7 +134,10 @@ def test_a_data_set_of_the_hub_may_number_the_classes_otherwise(
 
     def read(dataset: Dataset, split: Split, wanted: Sequence[str]) -> HubSplit:
         rows = [json.loads(line) for line in (numbers / f"{split}.jsonl").read_text().splitlines()]
-        columns = {"text": [row["text"] for row in rows], "label": [names.index(row["label"]) for row in rows]}
+        columns = {
+            "text": [row["text"] for row in rows],
+            "label": [names.index(row["label"]) for row in rows],
+        }
         return HubSplit(columns, names)
 
     monkeypatch.setattr("workers.finetuning.text.read_hub", read)
