@@ -65,11 +65,17 @@ def trials(request: FinetuneRequest) -> list[FinetuneRequest]:
             update={
                 "grid": None,
                 "train": request.train.model_copy(update={"learning_rate": rate, "steps": steps}),
-                "output": f"{request.output.rstrip('/')}/lr{rate:g}-steps{steps}",
+                "output": f"{request.output.rstrip('/')}/lr{_shortest(rate)}-steps{steps}",
             }
         )
         for rate, steps in points
     ]
+
+
+def _shortest(rate: float) -> str:
+    """A text that tells ``rate`` from every other number."""
+    short = f"{rate:g}"
+    return short if float(short) == rate else repr(rate)
 
 
 def warnings(request: FinetuneRequest) -> list[str]:
@@ -80,11 +86,14 @@ def warnings(request: FinetuneRequest) -> list[str]:
         if uri is not None and is_hub(uri) and hub_address(uri).revision is None:
             found.append(f"{uri} may change; @REVISION pins it, for example to a commit")
     for trial in trials(request):
-        if trial.train.steps <= trial.train.warmup_steps:
+        steps, warmup = trial.train.steps, trial.train.warmup_steps
+        if steps < warmup:
             found.append(
-                f"{trial.train.steps} steps are not more than the warm-up of {trial.train.warmup_steps}: "
-                f"the learning rate ends at its peak and never falls"
+                f"{steps} steps are fewer than the warm-up of {warmup}: the learning rate ends at "
+                f"{steps / warmup * 100:.3g} % of its peak"
             )
+        elif steps == warmup:
+            found.append(f"{steps} steps are all warm-up: the learning rate ends at its peak and never falls")
     return list(dict.fromkeys(found))
 
 

@@ -153,6 +153,13 @@ def test_the_papers_grid_has_twelve_trials(body: dict[str, Any]) -> None:
     assert all(run.grid is None and run.task == request.task for run in runs)
 
 
+def test_rates_that_differ_in_a_late_digit_are_two_trials(body: dict[str, Any]) -> None:
+    request = change(body, "grid", {"learning_rate": [1e-5, 1.0000001e-5]})
+    check_finetune(request)
+    names = [run.output.rpartition("/")[2] for run in trials(request)]
+    assert names == ["lr1e-05-steps12", "lr1.0000001e-05-steps12"]
+
+
 def test_a_list_left_out_of_a_grid_is_taken_from_train(body: dict[str, Any]) -> None:
     runs = trials(change(body, "grid", {"learning_rate": [0.1, 0.2]}))
     assert [(run.train.learning_rate, run.train.steps) for run in runs] == [(0.1, 12), (0.2, 12)]
@@ -161,8 +168,10 @@ def test_a_list_left_out_of_a_grid_is_taken_from_train(body: dict[str, Any]) -> 
 
 
 def test_a_warm_up_that_never_ends_is_warned_about(body: dict[str, Any]) -> None:
-    request = change(body, "train.warmup_steps", 12)
-    assert len(warnings(request)) == 1
+    [warning] = warnings(change(body, "train.warmup_steps", 12))
+    assert "ends at its peak" in warning
+    [warning] = warnings(change(body, "train.warmup_steps", 100))
+    assert "ends at 12 % of its peak" in warning
     assert warnings(change(body, "train.warmup_steps", 11)) == []
 
 
