@@ -109,12 +109,23 @@ def test_losses_are_cross_entropy_and_can_be_differentiated(base: Path, numbers:
     assert all(abs(float(gradient.sum())) < 1e-6 < float(gradient.abs().max()) for gradient, _ in parts)
 
 
-def test_one_file_is_validation_and_test_and_limit_keeps_the_first(
-    base: Path, numbers: Path, cpu: Hardware
-) -> None:
-    evaluator = build(base, spec_of(numbers / "train.jsonl", limit=10), cpu)
-    expected = plain_accuracy(base, rows_of(numbers, "validation")[:10])
+def test_one_file_is_validation_and_test(base: Path, numbers: Path, cpu: Hardware) -> None:
+    evaluator = build(base, spec_of(numbers / "train.jsonl"), cpu)
+    expected = plain_accuracy(base, rows_of(numbers, "validation"))
     assert [evaluator.evaluate("numbers", split) for split in ("validation", "test")] == [expected] * 2
+
+
+def test_limit_draws_from_texts_that_are_sorted_by_class(
+    base: Path, numbers: Path, cpu: Hardware, tmp_path: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text((numbers / "train.jsonl").read_text())
+    rows = sorted(rows_of(numbers, "test"), key=lambda row: row["label"])
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    evaluator = build(base, spec_of(tmp_path, limit=10), cpu)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0)).tolist()
+    kept = [rows[index] for index in sorted(order[:10])]
+    assert {row["label"] for row in kept} == set(CLASSES)
+    assert evaluator.evaluate("numbers", "test") == plain_accuracy(base, kept)
 
 
 def test_test_texts_may_lack_a_class(base: Path, numbers: Path, cpu: Hardware, tmp_path: Path) -> None:

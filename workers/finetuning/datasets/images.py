@@ -68,8 +68,14 @@ def split_validation(data: LabelledImages) -> tuple[LabelledImages, LabelledImag
 def split_indices(count: int) -> tuple[list[int], list[int]]:
     """The examples of ``split_validation`` out of ``count``."""
     size = min(count // 10, LARGEST_VALIDATION)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    order = fixed_order(count)
     return order[: count - size], order[count - size :]
+
+
+def fixed_order(count: int) -> list[int]:
+    """0 … ``count`` − 1 in an order that is random and always the same."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    return order
 
 
 def ahead(
