@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -146,6 +146,14 @@ def check_dataset(kind: str, dataset: Dataset, loc: tuple[str | int, ...], refus
     return None
 
 
+def check_templates(templates: Sequence[str] | None, loc: tuple[str | int, ...], refuse: Refuse) -> None:
+    """Whether each prompt of a task at ``loc`` has one place for the name of a class."""
+    for template in templates or ():
+        if template.count("{}") != 1:
+            message = f"a template holds {{}} once, where the class name goes; {template!r} does not"
+            refuse((*loc, "templates"), "malformed_template", message)
+
+
 def dataset_places(dataset: Dataset) -> list[tuple[str, str]]:
     """Field and URI of every local place that a data set is read from."""
     given = (("root", dataset.root), ("uri", dataset.uri))
@@ -154,6 +162,7 @@ def dataset_places(dataset: Dataset) -> list[tuple[str, str]]:
 
 def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:
     task, train = request.task, request.train
+    check_templates(task.templates, ("task",), refuse)
     if task.kind == "clip":
         if request.adapter is not None and request.adapter.kind == "qlora":
             refuse(
