@@ -57,7 +57,7 @@ def check_evaluation(base: Checkpoint, spec: EvaluationSpec, *, code_allowed: bo
 
 
 def places(spec: EvaluationSpec) -> list[tuple[Location, str]]:
-    """Every local URI that ``spec`` reads, with its place in a request.
+    """Every URI that ``spec`` reads, with its place in a request.
 
     What a task file reads lies below its directory, but where the operator allows code.
     """

@@ -155,9 +155,9 @@ def check_templates(templates: Sequence[str] | None, loc: tuple[str | int, ...],
 
 
 def dataset_places(dataset: Dataset) -> list[tuple[str, str]]:
-    """Field and URI of every local place that a data set is read from."""
+    """Field and URI of every place that a data set is read from."""
     given = (("root", dataset.root), ("uri", dataset.uri))
-    return [(field, uri) for field, uri in given if uri is not None and not is_hub(uri)]
+    return [(field, uri) for field, uri in given if uri is not None]
 
 
 def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:
