@@ -1,7 +1,8 @@
-"""What can be refused before a fine-tune is queued: no torch, no Ray, no data read."""
+"""What can be refused before a fine-tune is queued: no torch, no Ray; of the base the headers, of the data nothing."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import Dataset, FinetuneRequest, Grid
-from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.checkpoints.checkpoint import CheckpointError, local_path, open_checkpoint
 from workers.finetuning.datasets.catalogue import CATALOGUE
 from workers.finetuning.datasets.hub_address import hub_address, is_hub
 
@@ -102,11 +103,17 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
     if request.base.startswith(OPEN_CLIP):
         if request.task.kind != "clip":
             refuse(loc, "wrong_kind", f"this is a CLIP model; task.kind is {request.task.kind}")
-        elif not all(request.base.removeprefix(OPEN_CLIP).partition("/")):
+            return None
+        name, *rest = request.base.removeprefix(OPEN_CLIP).partition("/")
+        if not name or not all(rest):
             refuse(
                 loc,
                 "unknown_model",
                 "write open_clip://NAME/PRETRAINED, for example open_clip://ViT-B-32/openai",
+            )
+        elif (known := _open_clip_models()) and name not in known:
+            refuse(
+                loc, "unknown_model", f"open_clip has no model {name!r}; open_clip.list_models() lists them"
             )
         return None
     path = _existing(request.base, loc, refuse)
@@ -118,7 +125,19 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
             f"it is no directory with {config}, which {request.task.kind} needs",
         )
         return None
+    if path is not None:
+        try:
+            open_checkpoint(request.base)
+        except CheckpointError as error:
+            refuse(loc, error.code, error.message)
     return path
+
+
+def _open_clip_models() -> set[str]:
+    """Names of the files that describe its models; none where it is not installed. (Importing it imports torch.)"""
+    spec = importlib.util.find_spec("open_clip")
+    places = (spec and spec.submodule_search_locations) or ()
+    return {path.stem for place in places for path in Path(place, "model_configs").glob("*.json")}
 
 
 def check_dataset(kind: str, dataset: Dataset, loc: tuple[str | int, ...], refuse: Refuse) -> Path | None:

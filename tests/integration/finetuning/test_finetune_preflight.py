@@ -40,6 +40,8 @@ def test_a_sound_request_passes(body: dict[str, Any], tmp_path: Path) -> None:
         ("base", "/no/such/model", ("base",), "not_found"),
         ("base", "model", ("base",), "unsupported_uri"),
         ("base", "open_clip://ViT-B-32", ("base",), "unknown_model"),
+        ("base", "open_clip:///openai", ("base",), "unknown_model"),
+        ("base", "open_clip://nope/none", ("base",), "unknown_model"),
         ("task.kind", "causal_lm", ("base",), "unsupported_checkpoint"),
         ("task.dataset.uri", "/no/such/data", ("task", "dataset", "uri"), "not_found"),
         ("task.dataset.format", "jsonl", ("task", "dataset", "format"), "wrong_format"),
@@ -94,6 +96,23 @@ def test_a_data_set_of_the_hub_that_is_not_pinned_is_warned_about(body: dict[str
     [warning] = warnings(change(body, "task.dataset", {"uri": "hf://datasets/gulls/shades"}))
     assert "@REVISION pins it" in warning
     assert warnings(change(body, "task.dataset", {"uri": "hf://datasets/gulls/shades@v1"})) == []
+
+
+def test_every_model_of_open_clip_is_known(body: dict[str, Any]) -> None:
+    import open_clip
+
+    for name in open_clip.list_models():
+        check_finetune(change(body, "base", f"open_clip://{name}/some"))
+
+
+def test_a_base_without_weights_is_refused(body: dict[str, Any], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "open_clip_config.json").write_bytes((Path(body["base"]) / "open_clip_config.json").read_bytes())
+    with pytest.raises(InvalidRequest, match="holds no weights") as caught:
+        check_finetune(change(body, "base", str(base)))
+    [error] = caught.value.errors
+    assert (error.loc, error.code) == (("base",), "checkpoint_not_found")
 
 
 def test_an_unknown_data_set_is_refused_with_those_there_are(body: dict[str, Any], tmp_path: Path) -> None:
