@@ -50,10 +50,10 @@ def truncated_prompts(tokenizer: Any, classes: Sequence[str], templates: Sequenc
 def _build(model: Any, tokens: Tensor, device: torch.device) -> Tensor:
     """The head from token ids, int64 [classes, templates, context length]."""
     model.to(device).eval()
-    parts = tokens.flatten(0, 1).split(PROMPTS_AT_ONCE)
+    parts = torch.split(tokens.flatten(0, 1), PROMPTS_AT_ONCE)
     embeddings = torch.cat([model.encode_text(part.to(device), normalize=True) for part in parts])
     means = embeddings.float().view(*tokens.shape[:2], -1).mean(dim=1)
-    head = (F.normalize(means, dim=-1) * model.logit_scale.exp()).T.contiguous().cpu()
+    head: Tensor = (F.normalize(means, dim=-1) * model.logit_scale.exp()).T.contiguous().cpu()
     model.cpu()
     return head
 
