@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.settings import Settings
@@ -13,6 +13,7 @@ from workers.checkpoints.checkpoint import CheckpointError
 from workers.checkpoints.files import Location, locate
 from workers.checkpoints.remote.path import RemotePath, is_remote, parse_root
 from workers.evaluation.preflight import places
+from workers.finetuning.datasets.hub_address import hub_address, is_hub
 from workers.finetuning.preflight import OPEN_CLIP, dataset_places
 
 __all__ = ["check_diagnose", "check_finetune", "check_merge", "check_search"]
@@ -27,30 +28,27 @@ def check_merge(request: MergeRequest, settings: Settings) -> None:
         InvalidRequest: code ``not_allowed`` (or that of an unusable URI) at ``base``, ``models.i.uri``
             or ``output``; every refusal at once. Messages name no path that the request did not name.
     """
-    _check(_checkpoints(request), request.output, settings)
+    _check(_checkpoints(request), [], request.output, settings)
 
 
 def check_search(request: SearchRequest, settings: Settings) -> None:
     """Refuse a search as ``check_merge`` does; what its evaluation reads must be inside ``read_roots`` too."""
-    _check(_checkpoints(request) + _evaluation(request.evaluation), request.output, settings)
+    _check(_checkpoints(request), _evaluation(request.evaluation), request.output, settings)
 
 
 def check_diagnose(request: DiagnoseRequest, settings: Settings) -> None:
     """Refuse a diagnosis as ``check_search`` does."""
-    _check(_checkpoints(request) + _evaluation(request.evaluation), request.output, settings)
+    _check(_checkpoints(request), _evaluation(request.evaluation), request.output, settings)
 
 
 def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
     """Refuse a fine-tune as ``check_merge`` does; its places are the base, the data set and the output.
 
-    A base by name (``open_clip://…``) and a data set of the hub (``hf://datasets/…``) are no places: they are fetched
-    from where they are published, and no code of theirs is run.
+    A base by name (``open_clip://…``) is no place: it is fetched from where it is published.
     """
-    read: Places = []
-    if not request.base.startswith(OPEN_CLIP):
-        read.append((("base",), request.base))
-    read += [(("task", "dataset", field), uri) for field, uri in dataset_places(request.task.dataset)]
-    _check(read, request.output, settings)
+    base: Places = [] if request.base.startswith(OPEN_CLIP) else [(("base",), request.base)]
+    data: Places = [(("task", "dataset", field), uri) for field, uri in dataset_places(request.task.dataset)]
+    _check(base, data, request.output, settings)
 
 
 def _checkpoints(request: MergeRequest | SearchRequest | DiagnoseRequest) -> Places:
@@ -62,8 +60,12 @@ def _evaluation(spec: EvaluationSpec | None) -> Places:
     return [] if spec is None else places(spec)
 
 
-def _check(read: Places, output: str | None, settings: Settings) -> None:
-    errors = [_refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS") for loc, uri in read]
+def _check(checkpoints: Places, data: Places, output: str | None, settings: Settings) -> None:
+    errors = [
+        _refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS", located)
+        for read, located in ((checkpoints, locate), (data, _locate_data))
+        for loc, uri in read
+    ]
     if output is not None:
         errors.append(_refusal(("output",), output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS"))
     if refused := [error for error in errors if error is not None]:
@@ -71,10 +73,15 @@ def _check(read: Places, output: str | None, settings: Settings) -> None:
 
 
 def _refusal(
-    loc: tuple[str | int, ...], uri: str, roots: Sequence[str], verb: str, setting: str
+    loc: tuple[str | int, ...],
+    uri: str,
+    roots: Sequence[str],
+    verb: str,
+    setting: str,
+    located: Callable[[str], Location] = locate,
 ) -> ErrorItem | None:
     try:
-        allowed = _is_inside(locate(uri), roots, verb)
+        allowed = _is_inside(located(uri), roots, verb)
     except CheckpointError as error:
         return ErrorItem(loc=loc, code=error.code, msg=str(error))
     except (OSError, RuntimeError):  # a loop of symbolic links
@@ -87,6 +94,16 @@ def _refusal(
         msg=f"{uri} is not inside a directory that this service may {verb}, or a link in it leads out of there; "
         f"choose another path, or ask its operator to extend {setting}",
     )
+
+
+def _locate_data(uri: str) -> Location:
+    """As ``locate``; a data set of the hub lies at ``hf://datasets/OWNER/NAME``."""
+    if not is_hub(uri):
+        return locate(uri)
+    try:
+        return RemotePath("hf", f"datasets/{hub_address(uri).repository}", key="")
+    except ValueError as error:
+        raise CheckpointError("unsupported_uri", str(error)) from None
 
 
 def _is_inside(place: Location, roots: Sequence[str], verb: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from taumerge.schemas._parts import AnswerPart, JobError, OutputFile, RequestPart
 
@@ -60,16 +60,6 @@ class FinetuneTask(RequestPart):
     """Language models: tokens that an example is cut to; null: the model's context length."""
     packing: bool = False
     """``causal_lm``: fill every sequence with whole examples, instead of batching examples of similar length."""
-
-    @field_validator("templates")
-    @classmethod
-    def _with_a_place_for_the_name(cls, templates: list[str] | None) -> list[str] | None:
-        for template in templates or ():
-            if template.count("{}") != 1:
-                raise ValueError(
-                    f"a template holds {{}} once, where the class name goes; {template!r} does not"
-                )
-        return templates
 
 
 class TrainSpec(RequestPart):
