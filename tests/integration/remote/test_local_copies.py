@@ -57,11 +57,11 @@ def test_fine_tunes_of_it_are_checked_before_they_are_queued(
     s3: S3Server, llama_directory: Path, tmp_path: Path
 ) -> None:
     uri = s3.put(llama_directory, "models", llama_directory.name)
-    (tmp_path / "texts.jsonl").write_text("{}")
+    (tmp_path / "data").mkdir()
     request = FinetuneRequest.model_validate(
         {
             "base": uri,
-            "task": {"kind": "causal_lm", "dataset": {"uri": str(tmp_path / "texts.jsonl")}},
+            "task": {"kind": "causal_lm", "dataset": {"uri": str(tmp_path / "data"), "format": "jsonl"}},
             "output": str(tmp_path / "out"),
         }
     )
