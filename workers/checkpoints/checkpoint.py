@@ -289,7 +289,7 @@ def _open_adapter(uri: str, directory: Location, names: set[str]) -> Checkpoint:
         raise CheckpointError("malformed_adapter", f"{path.name} {error}; save the adapter anew.") from error
     # The configuration decides the numbers as much as the weights do, so it is one of the files.
     digest = hashlib.sha256(raw).hexdigest()
-    record = FileRecord(path.name, path, state.size, state.mtime_ns, state.inode, digest, state.version)
+    record = FileRecord(path.name, path, state, digest)
     return replace(opened, files=(*opened.files, record), adapter=config)
 
 
@@ -323,10 +323,7 @@ def _open_file(path: Location) -> tuple[FileRecord, Header]:
             "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
         ) from error
     header = read_header(path, state)
-    record = FileRecord(
-        path.name, path, state.size, state.mtime_ns, state.inode, header.digest, state.version
-    )
-    return record, header
+    return FileRecord(path.name, path, state, header.digest), header
 
 
 def _read_object(path: Location, largest: int) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _record(path: Path) -> FileRecord:
         raise CheckpointError(
             "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
         ) from error
-    return FileRecord(path.name, path, state.size, state.mtime_ns, state.inode, "")
+    return FileRecord(path.name, path, state, "")
 
 
 def _convert(files: list[Path], target: Path) -> None:

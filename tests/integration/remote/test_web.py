@@ -114,7 +114,7 @@ def test_a_directory_of_a_web_server(site: Site, checkpoint: Path) -> None:
     assert read_training(opened).steps == 3
     assert [path.name for path in companions(opened)] == ["config.json"]
     (file,) = opened.files
-    buffer = bytearray(file.size)
+    buffer = bytearray(file.state.size)
     with open_reader(file) as reader:
         reader.read_into(memoryview(buffer), 0)
     assert bytes(buffer) == (checkpoint / "model.safetensors").read_bytes()

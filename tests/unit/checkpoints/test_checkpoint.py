@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from workers.checkpoints.checkpoint import (
     open_checkpoint,
     read_training,
 )
+from workers.checkpoints.files import FileState
 
 INDEX = "model.safetensors.index.json"
 
@@ -106,13 +108,7 @@ def test_a_directory_with_one_file(stem: str, tmp_path: Path) -> None:
     assert checkpoint.metadata == {"format": "pt"}
     assert list(checkpoint.tensors) == ["a", "b"]
     (record,) = checkpoint.files
-    status = path.stat()
-    assert (record.name, record.path) == (path.name, path)
-    assert (record.size, record.mtime_ns, record.inode) == (
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ino,
-    )
+    assert (record.name, record.path, record.state) == (path.name, path, FileState.of(path.stat()))
     stored = checkpoint.tensors["b"]
     content = path.read_bytes()[stored.info.offset :][: stored.info.nbytes]
     assert content == torch.arange(4.0).numpy().tobytes()
@@ -342,6 +338,22 @@ def test_the_fingerprint_follows_every_file(tmp_path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     rewritten = open_checkpoint(str(tmp_path)).fingerprint
     assert len({first, touched, replaced, rewritten}) == 4
+
+
+def test_the_fingerprint_follows_a_fine_tune_unpacked_over_another(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", "a")
+    status = path.stat()
+    first = open_checkpoint(str(tmp_path)).fingerprint
+    time.sleep(0.02)  # the clock of a file system has steps of a few milliseconds
+
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:  # keeps the inode, as a file system does that gives it away again
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert path.stat().st_ino == status.st_ino
+    assert open_checkpoint(str(tmp_path)).fingerprint != first
 
 
 class Tied(torch.nn.Module):
