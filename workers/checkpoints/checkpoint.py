@@ -27,6 +27,7 @@ from workers.checkpoints.files import (
     state_of,
 )
 from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
+from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, STEMS
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = [
@@ -41,31 +42,6 @@ __all__ = [
     "read_training",
 ]
 
-STEMS = ("model", "open_clip_model")
-"""What transformers and open_clip call the weights, without ``.safetensors``."""
-
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "open_clip_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "vocab.bpe",
-    "merges.txt",
-    "*.model",  # sentencepiece
-    "*.tiktoken",
-    "chat_template.json",
-    "chat_template.jinja",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-)
-_ADAPTER = "adapter_model"
-_ADAPTER_CONFIG = "adapter_config.json"
 _LARGEST_COMPANION = 100_000_000
 _LARGEST_RECORD = 1_000_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -95,8 +71,6 @@ class Checkpoint:
     """Of the first file."""
     stem: str
     """Name of the weights without ``.safetensors``: ``model``, ``open_clip_model``, or the single file's."""
-    sharded: bool
-    """Whether there is an index."""
     adapter: Mapping[str, Any] | None = None
     """``adapter_config.json`` where this is an adapter; ``tensors`` are then the adapter's own."""
 
@@ -163,7 +137,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
             f"{path.name} is not a .safetensors file. Convert the weights to safetensors, or name the "
             "directory that holds them.",
         )
-    return _open_files(uri, path.parent, {path.name: None}, stem=path.stem, sharded=False)
+    return _open_files(uri, path.parent, {path.name: None}, stem=path.stem)
 
 
 def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -206,7 +180,7 @@ def companions(checkpoint: Checkpoint) -> list[Location]:
     if not _is_whole(checkpoint):
         return []
     found = [checkpoint.directory / name for name in sorted(names_in(checkpoint.directory))]
-    named = [path for path in found if any(path.match(pattern) for pattern in _COMPANIONS)]
+    named = [path for path in found if any(path.match(pattern) for pattern in COMPANIONS)]
     small = each(_is_companion, named, checkpoint.directory)
     return [path for path, fits in zip(named, small, strict=True) if fits]
 
@@ -242,10 +216,10 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
         )
     for stem in STEMS:
         if f"{stem}.safetensors" in names:
-            return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem, sharded=False)
+            return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem)
         if (index := f"{stem}.safetensors.index.json") in names:
-            return _open_files(uri, directory, _read_index(directory / index, names), stem=stem, sharded=True)
-    if names & {f"{_ADAPTER}.safetensors", _ADAPTER_CONFIG}:
+            return _open_files(uri, directory, _read_index(directory / index, names), stem=stem)
+    if names & {f"{ADAPTER}.safetensors", ADAPTER_CONFIG}:
         return _open_adapter(uri, directory, names)
     other = sorted(name for name in names if name.endswith(".safetensors"))
     if other:
@@ -269,14 +243,14 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
 
 
 def _open_adapter(uri: str, directory: Location, names: set[str]) -> Checkpoint:
-    weights = f"{_ADAPTER}.safetensors"
-    if absent := {weights, _ADAPTER_CONFIG} - names:
+    weights = f"{ADAPTER}.safetensors"
+    if absent := {weights, ADAPTER_CONFIG} - names:
         raise CheckpointError(
             "unsupported_checkpoint",
             f"{uri} holds an adapter without {absent.pop()}: save it with peft's save_pretrained, as safetensors.",
         )
-    opened = _open_files(uri, directory, {weights: None}, stem=_ADAPTER, sharded=False)
-    path = directory / _ADAPTER_CONFIG
+    opened = _open_files(uri, directory, {weights: None}, stem=ADAPTER)
+    path = directory / ADAPTER_CONFIG
     try:
         state = state_of(path)
         raw = read_small(path, _LARGEST_RECORD)
@@ -294,7 +268,7 @@ def _open_adapter(uri: str, directory: Location, names: set[str]) -> Checkpoint:
 
 
 def _open_files(
-    uri: str, directory: Location, listed: Mapping[str, set[str] | None], *, stem: str, sharded: bool
+    uri: str, directory: Location, listed: Mapping[str, set[str] | None], *, stem: str
 ) -> Checkpoint:
     """Read the headers of the files in ``listed``, which maps them to the tensors that the index says."""
     files: list[FileRecord] = []
@@ -309,7 +283,7 @@ def _open_files(
         metadata = metadata if files else header.metadata
         tensors |= {key: StoredTensor(info, len(files)) for key, info in header.tensors.items()}
         files.append(record)
-    return Checkpoint(uri, directory, tuple(files), tensors, metadata, stem, sharded)
+    return Checkpoint(uri, directory, tuple(files), tensors, metadata, stem)
 
 
 def _open_file(path: Location) -> tuple[FileRecord, Header]:

@@ -14,9 +14,10 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from workers.checkpoints.checkpoint import STEMS, Checkpoint, open_checkpoint
+from workers.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from workers.checkpoints.errors import CheckpointError
 from workers.checkpoints.files import FileRecord, locate, state_of
+from workers.checkpoints.names import STEMS
 
 __all__ = ["PATTERNS", "open_pickled", "pickled_files"]
 

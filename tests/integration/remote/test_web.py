@@ -122,6 +122,23 @@ def test_a_directory_of_a_web_server(site: Site, checkpoint: Path) -> None:
 
 
 @pytest.mark.usefixtures("loopback_allowed")
+def test_every_companion_is_asked_for(site: Site, checkpoint: Path) -> None:
+    names = {
+        "config.json", "generation_config.json", "open_clip_config.json", "tokenizer.json",
+        "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json",
+        "added_tokens.json", "vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.json",
+        "chat_template.jinja", "processor_config.json", "preprocessor_config.json",
+        "image_processor_config.json", "video_preprocessor_config.json",
+    }  # fmt: skip
+    for name in names:
+        (checkpoint / name).write_text("{}")
+        site.files[f"/m/{name}"] = b"{}"
+    found = [path.name for path in companions(open_checkpoint(f"http://{site.address}/m"))]
+    assert found == sorted(names)
+    assert found == [path.name for path in companions(open_checkpoint(str(checkpoint)))]
+
+
+@pytest.mark.usefixtures("loopback_allowed")
 def test_a_file_that_was_replaced(site: Site, checkpoint: Path) -> None:
     (file,) = open_checkpoint(f"http://{site.address}/m").files
     content = bytearray(site.files["/m/model.safetensors"])

@@ -104,7 +104,7 @@ def test_a_directory_with_one_file(stem: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path.as_uri())
     assert checkpoint.uri == tmp_path.as_uri()
     assert checkpoint.directory == tmp_path
-    assert (checkpoint.stem, checkpoint.sharded) == (stem, False)
+    assert checkpoint.stem == stem
     assert checkpoint.metadata == {"format": "pt"}
     assert list(checkpoint.tensors) == ["a", "b"]
     (record,) = checkpoint.files
@@ -119,7 +119,7 @@ def test_a_directory_with_shards(stem: str, tmp_path: Path) -> None:
     sharded(tmp_path)
     (tmp_path / INDEX).rename(tmp_path / f"{stem}.safetensors.index.json")
     checkpoint = open_checkpoint(str(tmp_path))
-    assert (checkpoint.stem, checkpoint.sharded) == (stem, True)
+    assert checkpoint.stem == stem
     assert [record.name for record in checkpoint.files] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -134,7 +134,6 @@ def test_the_single_file_counts_where_an_index_is_there_too(tmp_path: Path) -> N
     save(tmp_path / "model.safetensors", "single")
     checkpoint = open_checkpoint(str(tmp_path))
     assert list(checkpoint.tensors) == ["single"]
-    assert not checkpoint.sharded
 
 
 def test_a_single_file_named_directly(tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_a_single_file_named_directly(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", "other")
     checkpoint = open_checkpoint(path.as_uri())
     assert list(checkpoint.tensors) == ["a"]
-    assert (checkpoint.directory, checkpoint.stem, checkpoint.sharded) == (tmp_path, "my weights.v2", False)
+    assert (checkpoint.directory, checkpoint.stem) == (tmp_path, "my weights.v2")
 
 
 def test_links_as_in_the_hugging_face_cache(tmp_path: Path) -> None:
