@@ -27,7 +27,7 @@ from workers.checkpoints.files import (
     state_of,
 )
 from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
-from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, STEMS
+from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, PICKLED, STEMS
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
 
 _LARGEST_COMPANION = 100_000_000
 _LARGEST_RECORD = 1_000_000
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +227,7 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
             f"{uri} has no model.safetensors and no index for it. It holds {other[0]!a}{_and_more(other)}: "
             "name the file itself.",
         )
-    pickled = sorted(name for name in names if any(Path(name).match(pattern) for pattern in _PICKLES))
+    pickled = sorted(filter(PICKLED.fullmatch, names))
     if pickled:
         raise CheckpointError(
             "unsupported_checkpoint",

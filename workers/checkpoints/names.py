@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "COMPANIONS", "STEMS"]
+import re
+
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "COMPANIONS", "PICKLED", "STEMS"]
 
 STEMS = ("model", "open_clip_model")
 """What transformers and open_clip call the weights, without ``.safetensors``."""
@@ -10,6 +12,11 @@ STEMS = ("model", "open_clip_model")
 ADAPTER = "adapter_model"
 """What peft calls the weights of an adapter, without ``.safetensors``."""
 ADAPTER_CONFIG = "adapter_config.json"
+
+PICKLED = re.compile(
+    r"(?P<stem>.+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?P<suffix>bin|pt|pth|ckpt)", re.DOTALL
+)
+"""Names of pickled weights, whole or in shards."""
 
 COMPANIONS = (
     "config.json",
