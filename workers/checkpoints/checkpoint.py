@@ -115,7 +115,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
 
     Raises:
         CheckpointError: ``unsupported_uri``, ``checkpoint_not_found``, ``checkpoint_unreadable``,
-            ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter),
+            ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter, a model and an adapter),
             ``unfinished_checkpoint``, ``extra_missing``, ``malformed_adapter``, ``malformed_index``,
             ``index_missing_file``, ``index_missing_tensor``, ``index_unlisted_tensor``, or what ``read_header`` raises.
     """
@@ -212,6 +212,13 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
             "unfinished_checkpoint",
             f"A merge that writes {uri} has not finished. Wait for it; if it is dead, merge there again "
             "with overwrite.",
+        )
+    whole = names & {f"{stem}.safetensors{index}" for stem in STEMS for index in ("", ".index.json")}
+    if whole and names & {f"{ADAPTER}.safetensors", f"{ADAPTER}.bin"}:
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} holds a whole model ({min(whole)}) and an adapter, and either may be meant: move one of them to a "
+            "directory of its own, or name the model's .safetensors file itself.",
         )
     for stem in STEMS:
         if f"{stem}.safetensors" in names:

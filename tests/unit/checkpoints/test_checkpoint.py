@@ -173,6 +173,23 @@ def test_half_an_adapter_is_refused(name: str, tmp_path: Path) -> None:
     assert "without adapter_" in error.message
 
 
+@pytest.mark.parametrize("adapter", ["adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("shards", [True, False])
+def test_a_model_and_an_adapter_in_one_directory(shards: bool, adapter: str, tmp_path: Path) -> None:
+    whole = save(tmp_path / "model.safetensors", "a")
+    if shards:
+        whole.unlink()
+        sharded(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert open_checkpoint(str(tmp_path)).adapter is None  # what another adapter has left
+    (tmp_path / adapter).touch()
+    error = refusal(tmp_path)
+    assert error.code == "unsupported_checkpoint"
+    assert "a whole model (model.safetensors" in error.message
+    if not shards:
+        assert open_checkpoint(str(whole)).tensors.keys() == {"a"}
+
+
 @pytest.mark.parametrize("config", ["", "[]", '{"r": 1, "r": 2}'])
 def test_an_adapter_whose_configuration_is_no_object(config: str, tmp_path: Path) -> None:
     save(tmp_path / "adapter_model.safetensors", "a")

@@ -29,6 +29,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=10, sock_read=60)
 LOOKED_FOR = (
     *(f"{stem}.safetensors{index}" for stem in STEMS for index in ("", ".index.json")),
     f"{ADAPTER}.safetensors",
+    f"{ADAPTER}.bin",
     ADAPTER_CONFIG,
     "training.json",
     *(name for name in COMPANIONS if "*" not in name),
