@@ -28,6 +28,7 @@ from workers.checkpoints.files import (
 )
 from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
 from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, PICKLED, STEMS
+from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = [
@@ -142,10 +143,15 @@ def open_checkpoint(uri: str) -> Checkpoint:
 def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """``training.json`` beside the weights, as it stands there; empty without the file.
 
+    Empty, too, for a checkpoint that was named as a single file where other weights lie beside it: whose it is shows
+    nowhere. A web server does not tell what lies there.
+
     Raises:
         CheckpointError: ``malformed_training_record``.
     """
     try:
+        if not _is_whole(checkpoint) and _has_neighbours(checkpoint):
+            return {}
         return _read_object(checkpoint.directory / "training.json", _LARGEST_RECORD)
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -188,6 +194,14 @@ def _is_whole(checkpoint: Checkpoint) -> bool:
     """Whether the URI names the directory, not one file in it."""
     location = locate(checkpoint.uri)
     return location == checkpoint.directory if isinstance(location, Path) else is_directory(location)
+
+
+def _has_neighbours(checkpoint: Checkpoint) -> bool:
+    """Whether the directory of a single file may hold other weights; raises ``OSError``."""
+    if isinstance(checkpoint.directory, RemotePath) and not checkpoint.directory.listed:
+        return True
+    others = names_in(checkpoint.directory) - {locate(checkpoint.uri).name}
+    return any(name.endswith(".safetensors") or PICKLED.fullmatch(name) for name in others)
 
 
 def _is_companion(path: Location) -> bool:

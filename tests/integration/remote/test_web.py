@@ -122,6 +122,12 @@ def test_a_directory_of_a_web_server(site: Site, checkpoint: Path) -> None:
 
 
 @pytest.mark.usefixtures("loopback_allowed")
+def test_whose_a_training_record_beside_a_file_is_shows_nowhere(site: Site, checkpoint: Path) -> None:
+    assert read_training(open_checkpoint(str(checkpoint / "model.safetensors"))).steps == 3
+    assert read_training(open_checkpoint(f"http://{site.address}/m/model.safetensors")).steps is None
+
+
+@pytest.mark.usefixtures("loopback_allowed")
 def test_every_companion_is_asked_for(site: Site, checkpoint: Path) -> None:
     names = {
         "config.json", "generation_config.json", "open_clip_config.json", "tokenizer.json",

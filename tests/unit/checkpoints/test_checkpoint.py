@@ -472,6 +472,16 @@ def test_a_training_record_beside_a_single_file(tmp_path: Path) -> None:
     assert read_training(open_checkpoint(str(path))) == Training(steps=3)
 
 
+@pytest.mark.parametrize("other", ["model.safetensors", "model-00001-of-00002.safetensors", "epoch-02.pt"])
+def test_a_training_record_beside_several_files_is_of_none(other: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "weights.safetensors", "a")
+    save(tmp_path / other, "b")
+    (tmp_path / "training.json").write_text('{"steps": 3}')
+    assert read_training(open_checkpoint(str(path))) == Training()
+    if other == "model.safetensors":  # the directory means this one
+        assert read_training(open_checkpoint(str(tmp_path))) == Training(steps=3)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -36,7 +36,8 @@ class ModelRef(RequestPart):
     coefficient: FiniteFloat | None = Field(default=None, ge=-LARGEST_FACTOR, le=LARGEST_FACTOR)
     """c_t of V = Σ c_t τ_t (``task_arithmetic`` only, on every model; may be negative)."""
     training: Training | None = None
-    """Wins over ``training.json`` beside the checkpoint, field by field."""
+    """Wins over ``training.json`` beside the checkpoint, field by field. That of a single file counts where no other
+    weights lie beside it."""
 
 
 class MethodSpec(BaseModel):
