@@ -93,7 +93,8 @@ class MergeRequest(RequestPart):
     """``strict``: every model has exactly the base's float tensors. ``intersection``: what some
     model lacks, or has in another shape, is copied from the base and listed."""
     overwrite: bool = False
-    """Replace what exists at ``output``, in one step and only when the merge has succeeded."""
+    """Replace what exists at ``output`` when the merge has succeeded: on a disk in one step; in a store file by file,
+    where an upload that breaks off after the first of them leaves neither."""
 
     @field_validator("max_shard_size")
     @classmethod
