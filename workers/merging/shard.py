@@ -309,7 +309,7 @@ class _Readers(ExitStack):
         self._findings = findings
         self._open: dict[FileRecord, Reader] = {}
         remote: dict[FileRecord, list[tuple[int, int]]] = {}
-        for source, nbytes in (one for part in slices for one in part.reads if one[0].file.version):
+        for source, nbytes in (one for part in slices for one in part.reads if one[0].file.state.version):
             if not resident.holds(source, nbytes):
                 remote.setdefault(source.file, []).append((source.offset, nbytes))
         for file, ranges in remote.items():
