@@ -60,7 +60,7 @@ class Attempts:
     ) -> Claim | None:
         """Take the oldest queued job of these ``kinds`` for ``owner``; None where there is none.
 
-        Jobs whose lease has run out go back to the queue first, or fail after ``max_attempts``.
+        Jobs whose lease has run out go back to the queue first, or fail once ``max_attempts`` were lost.
         """
         now = self._clock()
         oldest = (
@@ -93,20 +93,22 @@ class Attempts:
             append_event(connection, row.id, "state", {"state": "running"})
             if row.attempt > 1:
                 add_up(connection, "retries", row.kind, 1)
-                append_event(
-                    connection, row.id, "log", {"message": f"attempt {row.attempt} of {max_attempts} starts"}
-                )
+                append_event(connection, row.id, "log", {"message": f"attempt {row.attempt} starts"})
         return Claim(row.id, row.kind, row.request, owner, row.attempt)
 
-    def heartbeat(self, owner: str, lease_seconds: float) -> None:
-        """Renew the leases of every job that ``owner`` runs, and say that it is there."""
+    def heartbeat(self, owner: str, held: Collection[Claim], lease_seconds: float) -> None:
+        """Renew the leases of the attempts that ``owner`` runs at the moment, and say that it is there.
+
+        Whatever else stands in its name, because a write of its own was lost, runs out and starts again.
+        """
         now = self._clock()
         with self._writing() as connection:
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.state == "running", jobs.c.owner == owner)
-                .values(lease_expires_at=now + timedelta(seconds=lease_seconds))
-            )
+            for claim in held:
+                connection.execute(
+                    update(jobs)
+                    .where(fence(claim))
+                    .values(lease_expires_at=now + timedelta(seconds=lease_seconds))
+                )
             upsert(connection, runners, {"owner": owner, "seen_at": now}, {"seen_at": now})
             connection.execute(delete(runners).where(runners.c.seen_at < now - timedelta(days=1)))
 
@@ -118,7 +120,7 @@ class Attempts:
             connection.execute(delete(runners).where(runners.c.owner == owner))
 
     def lost(self, claim: Claim, reason: str, *, max_attempts: int) -> None:
-        """The attempt's process died: queue the job again, or fail it after ``max_attempts``.
+        """The attempt's process died: queue the job again, or fail it once ``max_attempts`` were lost.
 
         A claim that is no longer valid changes nothing.
         """

@@ -44,7 +44,7 @@ class Settings(WorkerSettings):
     job_ttl: float | None = Field(default=None, gt=0)
     """Seconds after which ended jobs are forgotten (their outputs stay); null: never."""
     max_attempts: int = Field(default=3, ge=1)
-    """How often a job is started before the loss of its process makes it fail."""
+    """Attempts that may be lost, with their process or their runner, before a job fails; orderly stops do not count."""
     lease_seconds: float = Field(default=15.0, ge=1.0)
     """How long a running job stays with a runner that gives no sign of life."""
     events_seconds: float = Field(default=60.0, gt=0, le=300.0)

@@ -48,7 +48,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         events_seconds=0.1,
     )
     store = Store.open(settings.database_url)
-    store.heartbeat("runner", lease_seconds=60)
+    store.heartbeat("runner", [], lease_seconds=60)
     store.create("merge", {"base": "/b"})
     store.request_cancel(store.create("merge", {"base": "/b"}).id)
 

@@ -388,7 +388,7 @@ def _remove(path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):  # of Path, is_dir raises where the name is too long
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

@@ -461,7 +461,7 @@ def test_health_and_readiness(service: Service, monkeypatch: pytest.MonkeyPatch)
     answer = service.http.get("/readyz")
     problem(answer, 503, "runner_unavailable")
     assert answer.headers["retry-after"] == "1"
-    service.store.heartbeat("runner", 15)
+    service.store.heartbeat("runner", [], 15)
     assert service.http.get("/readyz").json() == {"status": "ready"}
 
     late = datetime.now(UTC) - timedelta(seconds=service.settings.lease_seconds + 1)

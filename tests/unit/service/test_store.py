@@ -257,11 +257,24 @@ def test_a_heartbeat_keeps_the_lease(store: Store, clock: Any) -> None:
     store.create("merge", REQUEST)
     attempt = claimed(store)
     clock.advance(LEASE - 1)
-    store.heartbeat("one", LEASE)
+    store.heartbeat("one", [attempt], LEASE)
     clock.advance(LEASE - 1)
     assert claim(store, "two") is None
     store.report(attempt, Progress(phase="aggregate"))
     assert store.runner_seen_at() == clock.now - timedelta(seconds=LEASE - 1)
+
+
+def test_a_heartbeat_keeps_nothing_that_its_runner_knows_nothing_of(store: Store, clock: Any) -> None:
+    forgotten = store.create("merge", REQUEST)
+    claimed(store)  # the answer never reached the runner
+    store.create("merge", REQUEST)
+    held = claimed(store)
+    for _ in range(2):
+        clock.advance(LEASE - 1)
+        store.heartbeat("one", [held], LEASE)
+    again = claimed(store, "one")
+    assert (again.job_id, again.attempt) == (forgotten.id, 2)
+    assert claim(store, "two") is None
 
 
 def test_an_expired_lease_goes_to_the_next_attempt_and_fences_the_last(store: Store, clock: Any) -> None:
@@ -269,7 +282,7 @@ def test_an_expired_lease_goes_to_the_next_attempt_and_fences_the_last(store: St
     stale = claimed(store)
     store.report(stale, Progress(phase="aggregate", done=5))
     clock.advance(LEASE + 1)
-    store.heartbeat("two", LEASE)
+    store.heartbeat("two", [], LEASE)
     fresh = claimed(store, "two")
     assert (fresh.job_id, fresh.attempt, fresh.owner) == (job.id, 2, "two")
     before = store.get(job.id)
@@ -339,14 +352,19 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(store: Store) -> None:
 def test_a_runner_that_leaves_gives_its_jobs_back(store: Store) -> None:
     mine, other = store.create("merge", REQUEST), store.create("merge", REQUEST)
     for _ in range(3):  # being stopped is no failure, however often
-        assert claimed(store, "one").job_id == mine.id
-        store.heartbeat("one", LEASE)
+        attempt = claimed(store, "one")
+        assert attempt.job_id == mine.id
+        store.heartbeat("one", [attempt], LEASE)
         store.leave("one")
-    claimed(store, "two")
+    attempt = claimed(store, "two")
     assert claimed(store, "two").job_id == other.id
     store.leave("one")
     assert store.get(mine.id).state == store.get(other.id).state == "running"
     assert store.runner_seen_at() is None
+    store.lost(attempt, "its process died", max_attempts=2)  # the first that is lost, though the fourth
+    assert (store.get(mine.id).state, store.get(mine.id).attempt) == ("queued", 4)
+    store.lost(claimed(store), "its process died", max_attempts=2)
+    assert store.get(mine.id).state == "failed"
 
 
 # -------------------------------------------------------------------------------------- housekeeping
