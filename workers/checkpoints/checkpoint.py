@@ -30,6 +30,7 @@ from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, rea
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = [
+    "RECORD",
     "Checkpoint",
     "CheckpointError",
     "FileRecord",
@@ -43,6 +44,9 @@ __all__ = [
 
 STEMS = ("model", "open_clip_model")
 """What transformers and open_clip call the weights, without ``.safetensors``."""
+
+RECORD = "training.json"
+"""How the checkpoint was trained; it lies beside the weights."""
 
 _COMPANIONS = (
     "config.json",
@@ -173,7 +177,7 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
         CheckpointError: ``malformed_training_record``.
     """
     try:
-        return _read_object(checkpoint.directory / "training.json", _LARGEST_RECORD)
+        return _read_object(checkpoint.directory / RECORD, _LARGEST_RECORD)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

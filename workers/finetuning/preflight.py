@@ -10,6 +10,7 @@ from pathlib import Path
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import Dataset, FinetuneRequest, Grid
 from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.checkpoints.writing import name_problem
 from workers.finetuning.datasets.catalogue import CATALOGUE
 from workers.finetuning.datasets.hub_address import hub_address, is_hub
 
@@ -175,6 +176,9 @@ def _check_output(request: FinetuneRequest, inputs: list[Path], refuse: Refuse) 
     except CheckpointError as error:
         refuse(loc, error.code, error.message)
         return None
+    if problem := name_problem(output):
+        refuse(loc, "output_not_writable", f"{problem}; choose a shorter one")
+        return None
     resolved = output.resolve()
     if any(resolved == path or path in resolved.parents or resolved in path.parents for path in inputs):
         refuse(loc, "output_inside_input", "it overlaps the base or the data; choose another directory")
@@ -183,7 +187,7 @@ def _check_output(request: FinetuneRequest, inputs: list[Path], refuse: Refuse) 
         refuse(loc, "output_exists", "it exists; choose another directory")
     else:
         parent = next(parent for parent in (output, *output.parents) if os.path.lexists(parent))
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             refuse(loc, "output_not_writable", f"nothing can be written in {parent}")
     return output
 
@@ -194,7 +198,7 @@ def _existing(uri: str, loc: tuple[str | int, ...], refuse: Refuse) -> Path | No
     except CheckpointError as error:
         refuse(loc, error.code, error.message)
         return None
-    if not path.exists():
+    if not os.path.exists(path):  # of Path, exists raises where the name is too long
         refuse(loc, "not_found", f"there is nothing at {uri}")
         return None
     return path.resolve()

@@ -22,7 +22,7 @@ from workers.checkpoints.dtypes import FLOATS
 from workers.checkpoints.files import UNFINISHED, FileState, Location, local_path, locate, names_in
 from workers.checkpoints.pickles import open_pickled, pickled_files
 from workers.checkpoints.remote.path import WRITABLE, RemotePath
-from workers.checkpoints.writing import free_bytes, lay_out
+from workers.checkpoints.writing import free_bytes, lay_out, name_problem
 from workers.merging.compare import Comparison, compare
 from workers.merging.plan import MergePlan, output_dtype
 
@@ -228,6 +228,9 @@ def output_path(
     except CheckpointError as error:
         refuse(error.code, error.message)
         return None
+    if problem := name_problem(output):
+        refuse("output_not_writable", f"{problem}; choose a shorter one")
+        return None
     resolved = output.resolve()
     for checkpoint in inputs:
         paths = [checkpoint.directory, *(file.path for file in checkpoint.files)]
@@ -243,7 +246,7 @@ def output_path(
         refuse("output_exists", "it exists; choose another directory, or set overwrite")
     else:
         parent = next(parent for parent in output.parents if os.path.lexists(parent))
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             refuse("output_not_writable", f"the service may not write in {parent}")
     return output
 

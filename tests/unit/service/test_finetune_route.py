@@ -116,5 +116,17 @@ def test_a_refusal_is_located(
     assert http.get("/jobs").json()["jobs"] == []
 
 
+@pytest.mark.parametrize("name", ["a" * 240, "a" * 300, "a/" * 3000 + "a"])
+def test_names_that_no_disk_takes_are_refused(
+    http: TestClient, body: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    answer = http.post("/finetune", json=body | {"output": f"{tmp_path}/made/{name}"})
+    assert answer.status_code == 422
+    assert [(one["loc"], one["code"]) for one in answer.json()["errors"]] == [
+        (["output"], "output_not_writable")
+    ]
+    assert http.post("/finetune", json=body | {"base": f"{tmp_path}/in/{name}"}).status_code == 422
+
+
 def test_a_model_by_name_is_in_no_root(http: TestClient, body: dict[str, Any]) -> None:
     assert http.post("/finetune", json=body | {"base": "open_clip://ViT-B-32/openai"}).status_code == 202
