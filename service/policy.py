@@ -77,12 +77,16 @@ def _refusal(loc: tuple[str | int, ...], uri: str, settings: Settings, verb: str
         if isinstance(place, RemotePath):
             problem = None if _is_inside_remote(place, roots, verb) else _outside(verb)
         else:
-            problem = _local_problem(place, [Path(root) for root in roots if not is_remote(root)], settings, verb)
+            problem = _local_problem(
+                place, [Path(root) for root in roots if not is_remote(root)], settings, verb
+            )
     except CheckpointError as error:
         return ErrorItem(loc=loc, code=error.code, msg=str(error))
     except (OSError, RuntimeError):  # a loop of symbolic links, or a name that no disk takes
         problem = "cannot be resolved to a path"
-    return problem and ErrorItem(loc=loc, code="not_allowed", msg=f"{uri} {problem}")
+    if problem is None:
+        return None
+    return ErrorItem(loc=loc, code="not_allowed", msg=f"{uri} {problem}")
 
 
 def _outside(verb: str) -> str:

@@ -13,7 +13,7 @@ from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.checkpoints.remote.path import WRITABLE, is_remote, parse_root
 from workers.settings import WorkerSettings
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "is_loopback"]
 
 
 class Settings(WorkerSettings):
@@ -74,7 +74,7 @@ class Settings(WorkerSettings):
     def _complete(self) -> Self:
         if not self.database_url:
             self.database_url = f"sqlite:///{self.state_dir / 'jobs.sqlite3'}"
-        if self.token is None and not _is_loopback(self.host):
+        if self.token is None and not is_loopback(self.host):
             raise ValueError(
                 f"set TAUMERGE_TOKEN to listen on {self.host}: without a token the service listens on loopback only"
             )
@@ -94,7 +94,8 @@ def _root(value: str) -> str:
     return str(path.resolve())
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, an address or a name, is this machine and nothing else."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

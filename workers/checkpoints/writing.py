@@ -412,10 +412,10 @@ def _aside(path: Path) -> Path:
 
 
 def _delete(path: Path) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):  # of Path, is_dir raises where the name is too long
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # is_dir raises too, where the name is too long for a disk
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()
 
 

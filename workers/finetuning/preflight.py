@@ -187,7 +187,7 @@ def _check_output(request: FinetuneRequest, inputs: list[Path], refuse: Refuse) 
         refuse(loc, "output_exists", "it exists; choose another directory")
     else:
         parent = next(parent for parent in (output, *output.parents) if os.path.lexists(parent))
-        if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             refuse(loc, "output_not_writable", f"nothing can be written in {parent}")
     return output
 
@@ -198,7 +198,11 @@ def _existing(uri: str, loc: tuple[str | int, ...], refuse: Refuse) -> Path | No
     except CheckpointError as error:
         refuse(loc, error.code, error.message)
         return None
-    if not os.path.exists(path):  # of Path, exists raises where the name is too long
+    try:
+        there = path.exists()
+    except OSError:  # a name that no disk takes
+        there = False
+    if not there:
         refuse(loc, "not_found", f"there is nothing at {uri}")
         return None
     return path.resolve()

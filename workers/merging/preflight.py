@@ -246,7 +246,7 @@ def output_path(
         refuse("output_exists", "it exists; choose another directory, or set overwrite")
     else:
         parent = next(parent for parent in output.parents if os.path.lexists(parent))
-        if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             refuse("output_not_writable", f"the service may not write in {parent}")
     return output
 

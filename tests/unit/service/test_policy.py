@@ -127,7 +127,9 @@ def test_the_training_record_beside_a_file_is_in_a_root_too(settings: Settings, 
     assert refused(settings, "s3://x/y", str(model), output)["models.1.uri"] == "not_allowed"
 
 
-@pytest.mark.parametrize("name", ["deep/state", "deep/state/jobs.sqlite3", "deep/state/work/x", "link", "link/x"])
+@pytest.mark.parametrize(
+    "name", ["deep/state", "deep/state/jobs.sqlite3", "deep/state/work/x", "link", "link/x"]
+)
 def test_the_state_of_the_service_is_no_place_for_requests(tmp_path: Path, name: str) -> None:
     state = tmp_path / "deep" / "state"
     (state / "work").mkdir(parents=True)

@@ -453,6 +453,11 @@ def test_events_are_ordered_resumable_and_bounded(store: Store) -> None:
     assert states(store, other.id) == ["queued"]
 
 
+def test_no_event_comes_after_any_that_a_client_may_name(store: Store) -> None:
+    job = store.create("merge", REQUEST)
+    assert store.events_after(job.id, 2**63 - 1) == []
+
+
 def test_jobs_survive_a_restart(store: Store, database_url: str) -> None:
     job = store.create("merge", REQUEST, "key")
     again = Store.open(database_url)
