@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, get_args
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, delete, func, insert, literal, select, update
 
 from service.claims import Claim, Staged
@@ -20,6 +22,11 @@ __all__ = ["Attempts"]
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _json(part: BaseModel) -> Any:
+    """``part`` as JSON has it: null for NaN and infinity, which PostgreSQL does not take."""
+    return json.loads(part.model_dump_json())
 
 
 class Attempts:
@@ -151,7 +158,7 @@ class Attempts:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        data = progress.model_dump(mode="json")
+        data = _json(progress)
         with self._writing() as connection:
             cancel = connection.execute(
                 update(jobs).where(fence(claim)).values(progress=data).returning(jobs.c.cancel_requested)
@@ -179,9 +186,9 @@ class Attempts:
             ]
             added += [("seconds", phase, seconds) for phase, seconds in sorted(result.seconds.items())]
         with self._writing() as connection:
-            outcome = {"result": result.model_dump(mode="json")}
+            outcome = {"result": _json(result)}
             if progress is not None:
-                outcome["progress"] = progress.model_dump(mode="json")
+                outcome["progress"] = _json(progress)
             finish(connection, claim, "succeeded", self._clock(), **outcome)
             for name, label, value in added:
                 add_up(connection, name, label, value)
@@ -193,7 +200,7 @@ class Attempts:
             LeaseLost: the job is no longer this attempt's.
         """
         with self._writing() as connection:
-            finish(connection, claim, "failed", self._clock(), error=error.model_dump(mode="json"))
+            finish(connection, claim, "failed", self._clock(), error=_json(error))
 
     def cancelled(self, claim: Claim) -> None:
         """End the job as cancelled.

@@ -137,6 +137,8 @@ def test_a_grid_may_go_on_in_its_directory(body: dict[str, Any], tmp_path: Path)
         ("train.step", 3),
         ("grid", {"learning_rate": [-1.0]}),
         ("grid", "papers"),
+        ("grid", {"learning_rate": [0.1] * 26, "steps": [10] * 39}),
+        ("train.steps", 10**400),
         ("resources.gpus", 2),
     ],
 )

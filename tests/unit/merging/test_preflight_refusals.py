@@ -331,6 +331,18 @@ def test_output_below_a_file_and_output_named_as_a_file(body: Body, tmp_path: Pa
     assert refusals(body | {"output": single}) == [(("output",), "output_not_directory")]
 
 
+def test_as_many_steps_as_a_float_counts(body: Body, tmp_path: Path) -> None:
+    body["method"] = {"name": "fednova"}
+    for model in body["models"]:
+        model["training"] = {"steps": 2**53, "lr_sum": 1.0}
+    assert plan(body).training[0].steps == 2**53
+    body["models"][1]["training"]["steps"] = 10**400
+    assert [loc for loc, _ in refusals(body)] == [("models", 1, "training", "steps")]
+    body["models"][1]["training"] = None
+    (tmp_path / "b" / "training.json").write_text(f'{{"steps": {10**400}}}')
+    assert refusals(body) == [(("models", 1, "training", "steps"), "malformed_training_record")]
+
+
 def test_a_name_leaves_room_for_that_of_the_hidden_directory(body: Body, tmp_path: Path) -> None:
     for unit in ("a", "\N{SNOWMAN}"):  # bytes count, not characters
         fits = unit * (221 // len(unit.encode()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from service.claims import Claim, IdempotencyConflict, JobEnded, LeaseLost, Queu
 from service.store import Store
 from service.tables import open_engine
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import JobError, MergeResult, Progress, TensorCounts
+from taumerge.schemas import FinetuneResult, JobError, MergeResult, Progress, TensorCounts, TrialResult
 
 LEASE = 10.0
 REQUEST: dict[str, Any] = {"base": "/models/base", "models": [{"uri": "/models/a"}]}
@@ -416,6 +418,33 @@ def test_what_nobody_goes_on_with_is_an_orphan(store: Store, clock: Any) -> None
 
 
 # -------------------------------------------------------------------------------- outcome and events
+
+
+def test_numbers_that_json_does_not_have_are_null(store: Store) -> None:
+    store.create("finetune", REQUEST)
+    attempt = claimed(store)
+    measured = {"loss": math.nan, "learning_rate": 0.1}
+    assert not store.report(attempt, Progress(phase="train", metrics=measured))
+    (event,) = [one for one in store.events_after(attempt.job_id, 0) if one.event == "progress"]
+    assert event.data["metrics"] == {"loss": None, "learning_rate": 0.1}
+    trial = TrialResult(
+        output="/out", learning_rate=0.1, steps=1, loss=math.inf, validation={"loss": math.nan}
+    )
+    store.succeed(attempt, FinetuneResult(output="/out", trials=[trial], seconds={}))
+    ended = store.get(attempt.job_id)
+    assert isinstance(ended.result, FinetuneResult)
+    assert ended.result.trials[0].loss is None
+    assert math.isnan(ended.result.trials[0].validation["loss"])
+    shown = json.loads(ended.model_dump_json())
+    assert shown["progress"]["metrics"]["loss"] is None
+    assert shown["result"]["trials"][0]["validation"] == {"loss": None}
+
+    store.create("merge", REQUEST)
+    failed = claimed(store)
+    store.fail(failed, JobError(code="training_diverged", message="NaN", details={"loss": math.nan}))
+    error = store.get(failed.job_id).error
+    assert error is not None
+    assert error.details == {"loss": None}
 
 
 def test_the_result_is_kept_and_counted(store: Store, clock: Any) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 MAX_MODELS = 256
 LARGEST_FACTOR = 1e30
 """Larger factors could not be multiplied with in float32."""
+
+LARGEST_STEPS = 2**53
+"""Larger numbers of steps are no float64."""
+
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""What was measured. In JSON null stands for NaN and infinity, which it does not have."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -36,7 +47,7 @@ class Progress(AnswerPart):
     unit: str = "bytes"
     eta_seconds: float | None = None
     """Estimated from the pace of this phase so far; null until there is one."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Number] = Field(default_factory=dict)
     """Of a fine-tune: ``loss``, ``learning_rate`` and ``images_per_second`` or ``tokens_per_second``, as of now."""
 
 
