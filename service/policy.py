@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.settings import Settings
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
 from workers.checkpoints.checkpoint import RECORD, CheckpointError
-from workers.checkpoints.files import locate
+from workers.checkpoints.files import Location, locate
 from workers.checkpoints.remote.path import RemotePath, is_remote, parse_root
 from workers.evaluation.preflight import places
+from workers.finetuning.datasets.hub_address import hub_address, is_hub
 from workers.finetuning.preflight import OPEN_CLIP, dataset_places
 
 __all__ = ["check_diagnose", "check_finetune", "check_merge", "check_search"]
@@ -27,30 +28,27 @@ def check_merge(request: MergeRequest, settings: Settings) -> None:
         InvalidRequest: code ``not_allowed`` (or that of an unusable URI) at ``base``, ``models.i.uri``
             or ``output``; every refusal at once. Messages name no path that the request did not name.
     """
-    _check(_checkpoints(request), request.output, settings)
+    _check(_checkpoints(request), [], request.output, settings)
 
 
 def check_search(request: SearchRequest, settings: Settings) -> None:
     """Refuse a search as ``check_merge`` does; what its evaluation reads must be inside ``read_roots`` too."""
-    _check(_checkpoints(request) + _evaluation(request.evaluation), request.output, settings)
+    _check(_checkpoints(request), _evaluation(request.evaluation), request.output, settings)
 
 
 def check_diagnose(request: DiagnoseRequest, settings: Settings) -> None:
     """Refuse a diagnosis as ``check_search`` does."""
-    _check(_checkpoints(request) + _evaluation(request.evaluation), request.output, settings)
+    _check(_checkpoints(request), _evaluation(request.evaluation), request.output, settings)
 
 
 def check_finetune(request: FinetuneRequest, settings: Settings) -> None:
     """Refuse a fine-tune as ``check_merge`` does; its places are the base, the data set and the output.
 
-    A base by name (``open_clip://…``) and a data set of the hub (``hf://datasets/…``) are no places: they are fetched
-    from where they are published, and no code of theirs is run.
+    A base by name (``open_clip://…``) is no place: it is fetched from where it is published.
     """
-    read: Places = []
-    if not request.base.startswith(OPEN_CLIP):
-        read.append((("base",), request.base))
-    read += [(("task", "dataset", field), uri) for field, uri in dataset_places(request.task.dataset)]
-    _check(read, request.output, settings)
+    base: Places = [] if request.base.startswith(OPEN_CLIP) else [(("base",), request.base)]
+    data: Places = [(("task", "dataset", field), uri) for field, uri in dataset_places(request.task.dataset)]
+    _check(base, data, request.output, settings)
 
 
 def _checkpoints(request: MergeRequest | SearchRequest | DiagnoseRequest) -> Places:
@@ -62,18 +60,28 @@ def _evaluation(spec: EvaluationSpec | None) -> Places:
     return [] if spec is None else places(spec)
 
 
-def _check(read: Places, output: str | None, settings: Settings) -> None:
-    errors = [_refusal(loc, uri, settings, "read") for loc, uri in read]
+def _check(checkpoints: Places, data: Places, output: str | None, settings: Settings) -> None:
+    errors = [
+        _refusal(loc, uri, settings, "read", located)
+        for read, located in ((checkpoints, locate), (data, _locate_data))
+        for loc, uri in read
+    ]
     if output is not None:
         errors.append(_refusal(("output",), output, settings, "write"))
     if refused := [error for error in errors if error is not None]:
         raise InvalidRequest(refused)
 
 
-def _refusal(loc: tuple[str | int, ...], uri: str, settings: Settings, verb: str) -> ErrorItem | None:
+def _refusal(
+    loc: tuple[str | int, ...],
+    uri: str,
+    settings: Settings,
+    verb: str,
+    located: Callable[[str], Location] = locate,
+) -> ErrorItem | None:
     roots = settings.read_roots if verb == "read" else settings.write_roots
     try:
-        place = locate(uri)
+        place = located(uri)
         if isinstance(place, RemotePath):
             problem = None if _is_inside_remote(place, roots, verb) else _outside(verb)
         else:
@@ -94,6 +102,16 @@ def _outside(verb: str) -> str:
         f"is not inside a directory that this service may {verb}, or a link in it leads out of there; "
         f"choose another path, or ask its operator to extend TAUMERGE_{verb.upper()}_ROOTS"
     )
+
+
+def _locate_data(uri: str) -> Location:
+    """As ``locate``; a data set of the hub lies at ``hf://datasets/OWNER/NAME``."""
+    if not is_hub(uri):
+        return locate(uri)
+    try:
+        return RemotePath("hf", f"datasets/{hub_address(uri).repository}", key="")
+    except ValueError as error:
+        raise CheckpointError("unsupported_uri", str(error)) from None
 
 
 def _is_inside_remote(place: RemotePath, roots: Sequence[str], verb: str) -> bool:

@@ -39,7 +39,8 @@ class Settings(WorkerSettings):
     """Bearer token that every request must carry; null: none, and loopback only."""
     read_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
     """Directories that requests may read, as paths or ``file:///`` URIs, and prefixes of remote places
-    (``s3://bucket/prefix``, ``gs://…``, ``hf://owner``, ``https://host/path``); separated by commas, empty: none."""
+    (``s3://bucket/prefix``, ``gs://…``, ``hf://owner``, ``hf://datasets/owner``, ``https://host/path``); separated by
+    commas, empty: none."""
     write_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
     """Directories that requests may write into, and prefixes in stores (``s3://…``, ``gs://…``); empty: none."""
     host: str = "127.0.0.1"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from examples.miniature.finetunes import KINDS, Kind, Training, Workshop, draw_trainings
-from examples.miniature.tasks import TASKS, recipe, write_tasks
+from examples.miniature.tasks import TASKS, pictures_version, recipe, write_tasks
 from taumerge import Client, DiagnoseResult, Job, MergeResult, SearchResult
 
 BASE = Path(__file__).parent / "base"
@@ -75,11 +73,7 @@ def run(
 
 def draw_tasks(directory: Path) -> Path:
     """The directory with the pictures of the tasks; drawn unless what decides them is unchanged."""
-    here = Path(__file__).parent
-    sources = [here / "tasks.py", *sorted((here / "drawing").glob("*.py"))]
-    decides = [path.read_bytes() for path in sources]
-    decides += [version(name).encode() for name in ("pillow", "numpy", "matplotlib")]
-    data = directory / f"tasks-{hashlib.sha256(b' '.join(decides)).hexdigest()[:12]}"
+    data = directory / f"tasks-{pictures_version()}"
     if not data.exists():
         growing = data.with_suffix(".growing")
         write_tasks(growing)

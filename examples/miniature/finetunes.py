@@ -101,7 +101,7 @@ class Workshop:
         progress(0, total)
         while running:
             time.sleep(POLL_SECONDS)
-            jobs = [job for job in self.client.jobs(kind="finetune", limit=len(missing)) if job.id in running]
+            jobs = [self.client.job(identity) for identity in running]
             for job in jobs:
                 if job.ended:
                     self.client.wait(job.id)  # raises unless it succeeded

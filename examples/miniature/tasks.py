@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,15 @@ def write_tasks(directory: Path, train: int = TRAIN, test: int = TEST) -> None:
         ]
         for future in done:
             future.result()
+
+
+def pictures_version(*sources: str) -> str:
+    """A name for all that decides how pictures look: what is here, in ``drawing`` and in ``sources``, by file name."""
+    here = Path(__file__)
+    files = [here, *map(Path, sources), *sorted((here.parent / "drawing").glob("*.py"))]
+    decides = [path.read_bytes() for path in files]
+    decides += [version(name).encode() for name in ("pillow", "numpy", "matplotlib")]
+    return hashlib.sha256(b" ".join(decides)).hexdigest()[:12]
 
 
 def recipe(directory: Path, name: str) -> dict[str, Any]:

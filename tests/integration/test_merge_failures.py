@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -86,6 +87,8 @@ def test_drop_tensor(merge: Merge, body: dict[str, Any]) -> None:
     assert set(found.values()) == {2.0}
     assert (result.tensors.merged, result.tensors.copied) == (11, 1)
     assert any("layer.07" in warning for warning in result.warnings)
+    receipt = json.loads((Path(body["output"]) / "taumerge.json").read_text())
+    assert receipt["tensors"]["copied"] == ["layer.07"]
 
 
 def test_an_existing_output_is_replaced_only_by_success(merge: Merge, body: dict[str, Any]) -> None:

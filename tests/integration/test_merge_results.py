@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,22 @@ def test_result_and_receipt_say_what_was_measured(merge: Merge, golden_body: dic
         *(one.name for one in result.files),
         "taumerge.json",
         "model.safetensors.index.json",
+    }
+
+
+def test_the_configuration_names_the_type_that_was_asked_for(
+    merge: Merge, golden: Path, golden_body: dict[str, Any], tmp_path: Path
+) -> None:
+    base = shutil.copytree(golden / "base", tmp_path / "base")
+    config = {"dtype": "float32", "vision_config": {"torch_dtype": "float32", "layers": 2}}
+    (base / "config.json").write_text(json.dumps(config))
+    body = golden_body | {"base": str(base), "output": str(tmp_path / "kept")}
+    merge(body)
+    assert (tmp_path / "kept/config.json").read_bytes() == (base / "config.json").read_bytes()
+    merge(body | {"dtype": "bfloat16", "output": str(tmp_path / "narrow")})
+    assert json.loads((tmp_path / "narrow/config.json").read_text()) == {
+        "dtype": "bfloat16",
+        "vision_config": {"torch_dtype": "bfloat16", "layers": 2},
     }
 
 

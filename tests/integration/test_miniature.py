@@ -36,9 +36,7 @@ def test_the_base_knows_the_world_that_it_has_seen() -> None:
     assert sum(parameter.numel() for parameter in clip.model.visual.parameters()) == 474_048
     for name, subject in SUBJECTS.items():
         pictures, _, labels = draw_world(NEVER_DRAWN_BEFORE, FEW, [name])
-        head = zero_shot_head(
-            clip.model, clip.tokenizer, subject.classes, subject.templates, torch.device("cpu")
-        )
+        head = zero_shot_head(clip, subject.classes, subject.templates, torch.device("cpu"))
         pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.3
         with torch.inference_mode():
             predicted = (F.normalize(clip.model.visual(pixels), dim=-1) @ head).argmax(dim=-1)

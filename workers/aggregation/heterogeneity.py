@@ -6,6 +6,7 @@ Gram matrix G = ⟨τ_s, τ_t⟩, V = Σ p_t τ_t.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,16 +19,18 @@ CANCELLED = 1e-12
 
 
 def effective_weights(lr_sums: Sequence[float | None]) -> list[float] | None:
-    """w_t = A_t / Σ_s A_s; None unless every A_t is known."""
+    """w_t = A_t / Σ_s A_s; None unless every A_t is known and they are near enough for every w_t to be above 0."""
     known = [one for one in lr_sums if one is not None]
     if len(known) < len(lr_sums):
         return None
-    return [one / sum(known) for one in known]
+    weights = [one / sum(known) for one in known]
+    return weights if all(one > 0 for one in weights) else None
 
 
-def chi_square(weights: Sequence[float], effective: Sequence[float]) -> float:
-    """χ²(p‖w) = Σ_t (p_t − w_t)² / w_t: zero when the training is homogeneous."""
-    return sum((p - w) ** 2 / w for p, w in zip(weights, effective, strict=True))
+def chi_square(weights: Sequence[float], effective: Sequence[float]) -> float | None:
+    """χ²(p‖w) = Σ_t (p_t − w_t)² / w_t: zero when the training is homogeneous; None where it is beyond float64."""
+    total = sum((p - w) ** 2 / w for p, w in zip(weights, effective, strict=True))
+    return total if math.isfinite(total) else None
 
 
 def cosines(gram: Matrix) -> list[list[float | None]]:

@@ -20,6 +20,8 @@ from workers.aggregation.rule import Rule
 
 BLOCK = 1 << 16
 """Elements of one block of a sum; chunks must start at multiples of it. 256 KiB of float32: fits the L2 cache."""
+LEAST_SQUARE = 1e-30
+"""Below it the square of a block, taken in float32, may have lost more than 1e-6 to elements whose squares vanish."""
 
 
 class Workspace:
@@ -57,10 +59,10 @@ def sums_of_squares(
     for start in range(0, vectors[0].numel(), BLOCK):
         blocks = [vector[start : start + BLOCK] for vector in vectors]
         squares = np.array(torch.stack([torch.dot(block, block) for block in blocks]).tolist())
-        if not np.isfinite(squares).all():  # perhaps only beyond float32
-            squares = np.array(
-                [float(torch.dot(wide, wide)) for wide in (block.double() for block in blocks)]
-            )
+        # Squares of large and of small numbers leave the range of float32.
+        for index in np.flatnonzero(~((squares > LEAST_SQUARE) & (squares < np.inf))):
+            wide = blocks[index].double()
+            squares[index] = float(torch.dot(wide, wide))
         sums += squares
     return sums
 

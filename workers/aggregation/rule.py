@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from taumerge.schemas import Training
+from taumerge.schemas import RequestPart, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,10 @@ class Contribution:
     training: Training = field(default_factory=Training)
 
 
-class Rule(BaseModel, ABC):
+class Rule(RequestPart, ABC):
     """Base of all rules. The class docstring of a rule states its formula; its first line is the summary."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     name: ClassVar[str]
     source: ClassVar[str]

@@ -105,19 +105,6 @@ class Checkpoint:
     """``adapter_config.json`` where this is an adapter; ``tensors`` are then the adapter's own."""
 
     @property
-    def local(self) -> Path:
-        """The directory, for what opens its files by their paths.
-
-        Raises:
-            CheckpointError: ``unsupported_uri``: it lies in a store.
-        """
-        if isinstance(self.directory, Path):
-            return self.directory
-        raise CheckpointError(
-            "unsupported_uri", f"{self.uri} lies in a store, and this needs it on a disk: copy it there."
-        )
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 in hex that changes when a file is replaced, touched, or has another header."""
         records = [(file.name, *astuple(file.state), file.header_sha256) for file in self.files]
@@ -206,12 +193,21 @@ def companions(checkpoint: Checkpoint) -> list[Location]:
 
     Regular files up to 100 MB under names that transformers and open_clip use: never weights, code or
     the training record. None for a checkpoint that was named as a single file.
+
+    Raises:
+        CheckpointError: ``checkpoint_unreadable``.
     """
     if not _is_whole(checkpoint):
         return []
-    found = [checkpoint.directory / name for name in sorted(names_in(checkpoint.directory))]
-    named = [path for path in found if any(path.match(pattern) for pattern in _COMPANIONS)]
-    small = each(_is_companion, named, checkpoint.directory)
+    try:
+        found = [checkpoint.directory / name for name in sorted(names_in(checkpoint.directory))]
+        named = [path for path in found if any(path.match(pattern) for pattern in _COMPANIONS)]
+        small = each(_is_companion, named, checkpoint.directory)
+    except OSError as error:
+        raise CheckpointError(
+            "checkpoint_unreadable",
+            f"the files beside the weights of {checkpoint.uri} cannot be read: {error.strerror}.",
+        ) from error
     return [path for path, fits in zip(named, small, strict=True) if fits]
 
 
@@ -224,8 +220,12 @@ def _is_whole(checkpoint: Checkpoint) -> bool:
 def _is_companion(path: Location) -> bool:
     try:
         return state_of(path).size <= _LARGEST_COMPANION
-    except OSError:  # no regular file
+    except FileNotFoundError:  # a link to nothing
         return False
+    except OSError as error:
+        if error.errno:
+            raise
+        return False  # no regular file
 
 
 def _malformed_record(problem: str) -> CheckpointError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from taumerge.schemas import DType
 
-__all__ = ["FLOATS", "FROM_NAME", "ITEMSIZE"]
+__all__ = ["FLOATS", "FROM_NAME", "ITEMSIZE", "declared"]
 
 ITEMSIZE: Mapping[str, int] = {
     "BOOL": 1,
@@ -34,3 +36,27 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 FROM_NAME: Mapping[DType, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """From the contract's names to those of safetensors."""
+
+
+def declared(config: bytes, dtype: DType) -> bytes:
+    """A ``config.json`` that names ``dtype`` wherever it named a float type, for transformers loads what it names.
+
+    What is no JSON object, or names none, stays as it is.
+    """
+    try:
+        fields = json.loads(config)
+    except ValueError:
+        return config
+    renamed = _renamed(fields, dtype)
+    return config if renamed == fields else (json.dumps(renamed, indent=2) + "\n").encode()
+
+
+def _renamed(fields: Any, dtype: DType) -> Any:
+    if isinstance(fields, list):
+        return [_renamed(one, dtype) for one in fields]
+    if not isinstance(fields, dict):
+        return fields
+    return {
+        name: dtype if name in ("dtype", "torch_dtype") and value in FROM_NAME else _renamed(value, dtype)
+        for name, value in fields.items()
+    }

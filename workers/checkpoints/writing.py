@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -159,8 +159,8 @@ class Staging:
         """Write the small file ``name`` durably."""
         self._write(self.path / name, text.encode())
 
-    def copy(self, source: Location) -> None:
-        """Copy a small file under its own name, durably."""
+    def copy(self, source: Location, change: Callable[[bytes], bytes] = bytes) -> None:
+        """Copy a small file under its own name, durably; ``change`` gives what is written of what was read."""
         try:
             content = read_small(source, LARGEST_COPY)
         except (OSError, ValueError) as error:
@@ -168,7 +168,7 @@ class Staging:
             raise JobFailed(
                 "input_unreadable", f"{source} cannot be read: {problem}.", {"file": str(source)}
             ) from error
-        self._write(self.path / source.name, content)
+        self._write(self.path / source.name, change(content))
 
     def commit(self, overwrite: bool) -> None:
         """Put the directory in the place of ``output``, in one step.

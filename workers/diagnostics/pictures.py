@@ -173,14 +173,14 @@ def _weight_series(result: DiagnoseResult) -> dict[str, list[float]]:
 
 
 def _agreement(result: DiagnoseResult) -> Figure:
-    count = len(result.models)
+    count, moved = len(result.models), sum(model.norm > 0 for model in result.models)
     figure, axes = _wide(count + 1)
     axes.bar(range(count + 1), result.agreement, color=COLOURS[0], width=0.8)
-    chance = np.zeros(count + 1)
-    for heads in range(count + 1):
-        chance[abs(2 * heads - count)] += comb(count, heads) / 2**count
-    possible = range(count % 2, count + 1, 2)
-    axes.plot(possible, chance[count % 2 :: 2], "o", color=COLOURS[1], label="independent signs")
+    chance = np.zeros(moved + 1)
+    for heads in range(moved + 1):
+        chance[abs(2 * heads - moved)] += comb(moved, heads) / 2**moved
+    possible = range(moved % 2, moved + 1, 2)
+    axes.plot(possible, chance[possible], "o", color=COLOURS[1], label="independent signs")
     axes.set(xlabel="|Σ sign τₜ|", ylabel="share of coordinates")
     axes.set_xticks(_ticks(count + 1))
     figure.legend(loc="outside upper center", frameon=False)

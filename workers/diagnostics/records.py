@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from taumerge.errors import ErrorItem
@@ -90,7 +91,9 @@ def _impossible(index: int, record: dict[str, Any]) -> list[ErrorItem]:
 
 def _different_bases(base: Checkpoint, records: Sequence[dict[str, Any]]) -> list[str]:
     """Records that name another base than the request or than each other. Models move, so it is no error."""
-    here = {_place(base.uri), str(local_path(base.uri).resolve())}
+    here = {_place(base.uri)}
+    if isinstance(base.directory, Path):
+        here.add(str(local_path(base.uri).resolve()))
     named: dict[str, list[str]] = {}
     for index, record in enumerate(records):
         if isinstance(record.get("base"), str):

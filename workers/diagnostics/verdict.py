@@ -169,8 +169,9 @@ def _directions(facts: _Facts) -> list[str]:
 def _signs(facts: _Facts) -> list[str]:
     if len(facts.moved) < 2 or facts.mean_cosine is None or facts.mean_cosine >= 0:
         return []
-    found = mean_agreement(facts.result.agreement)
-    chance = agreement_of_independent_signs(facts.count)
+    moved = len(facts.moved)  # the others have no sign anywhere
+    found = mean_agreement(facts.result.agreement) * facts.count / moved
+    chance = agreement_of_independent_signs(moved)
     # Without negative cosines little agreement only says that the models changed different coordinates.
     if found > SIGN_CONFLICT * chance:
         return []

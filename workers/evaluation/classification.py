@@ -16,7 +16,7 @@ from taumerge.schemas import EvaluationSpec, EvaluationTask, FinetuneTask, Split
 from workers.checkpoints.checkpoint import open_checkpoint
 from workers.evaluation.parameters import checkpoint_parameters
 from workers.evaluation.splits import has_part
-from workers.finetuning.datasets.images import split_indices
+from workers.finetuning.datasets.images import fixed_order, split_indices
 from workers.finetuning.language import text_length
 from workers.finetuning.language_models import BaseModel, load_pretrained, open_base, set_classes
 from workers.finetuning.text import LabelledTexts, read_labelled_texts
@@ -83,7 +83,8 @@ def build_classification_evaluator(
     for task in tasks:
         with _located(task):
             for split, encoded in _encoded(spec.tasks[task], texts[task], opened, model).items():
-                examples[task, split] = encoded[: spec.tasks[task].limit]
+                kept = sorted(fixed_order(len(encoded))[: spec.tasks[task].limit])
+                examples[task, split] = [encoded[index] for index in kept]
     return ClassificationEvaluator(
         parameters, model, examples, opened.padding or 0, spec.batch_size, hardware
     )
@@ -107,8 +108,7 @@ def _read(name: str, task: EvaluationTask, base: BaseModel) -> dict[Split, Label
         }
         found["test"] = found["validation"]
         if has_part(task.dataset, "test"):
-            named = wanted.model_copy(update={"classes": list(train.classes)})
-            found["test"] = read_labelled_texts(named, "test", None)
+            found["test"] = read_labelled_texts(wanted, "test", train.classes)
         return found
 
 

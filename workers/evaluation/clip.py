@@ -19,7 +19,7 @@ from workers.evaluation.parameters import checkpoint_parameters
 from workers.evaluation.splits import has_part
 from workers.finetuning.clip import ImageClassifier
 from workers.finetuning.datasets import load_images, prompt_templates
-from workers.finetuning.datasets.images import LabelledImages, sound_images, split_validation
+from workers.finetuning.datasets.images import LabelledImages, fixed_order, sound_images, split_validation
 from workers.finetuning.heads import zero_shot_head
 from workers.finetuning.towers import load_clip
 from workers.hardware import Hardware
@@ -79,7 +79,7 @@ def build_clip_evaluator(
     for task in tasks:
         wanted, classes = spec.tasks[task], data[task, "validation"].classes
         templates = wanted.templates or prompt_templates(_dataset(wanted))
-        head = zero_shot_head(clip.model, clip.tokenizer, classes, templates, hardware.device)
+        head = zero_shot_head(clip, classes, templates, hardware.device)
         classifiers[task] = ImageClassifier(clip.model.visual, head.to(hardware.device)).eval()
     clip.model.to(hardware.device).eval()
     preprocessing = Preprocessing(clip, hardware.device)
@@ -110,8 +110,7 @@ def _splits(task: EvaluationTask, threads: int, loc: tuple[str | int, ...]) -> d
     found: dict[Split, LabelledImages] = {"validation": validation, "test": test}
     for split, part in found.items():
         _check(part, split, loc)
-        if task.limit is not None:
-            found[split] = part.subset(range(min(task.limit, len(part))))
+        found[split] = part.subset(sorted(fixed_order(len(part))[: task.limit]))
     return found
 
 

@@ -21,7 +21,7 @@ from workers.checkpoints.checkpoint import open_checkpoint
 from workers.evaluation.evaluator import Location
 from workers.evaluation.harness_tasks import HarnessTask, load_harness_task
 from workers.evaluation.parameters import checkpoint_parameters
-from workers.finetuning.datasets.images import SPLIT_SEED
+from workers.finetuning.datasets.images import fixed_order
 from workers.finetuning.language_models import load_pretrained, open_base
 from workers.hardware import Hardware
 
@@ -123,9 +123,9 @@ def _split(count: int, limit: int | None, loc: Location) -> tuple[list[int], lis
     if count < 2:
         message = f"it has {count} examples, too few for validation and test data"
         raise InvalidRequest.at(loc, "no_evaluation_data", message)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    order = fixed_order(count)
     size = max(1, count // VALIDATION_SHARE)
-    return sorted(order[:size])[:limit], sorted(order[size:])[:limit]
+    return sorted(order[:size][:limit]), sorted(order[size:][:limit])
 
 
 def _metric(task: str, metric: str | None, results: Mapping[str, Any]) -> float:

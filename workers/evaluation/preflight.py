@@ -9,9 +9,10 @@ from typing import Any
 from taumerge.errors import ErrorItem
 from taumerge.schemas import EvaluationSpec, EvaluationTask
 from workers.checkpoints.checkpoint import Checkpoint, CheckpointError, local_path
+from workers.checkpoints.files import names_in
 from workers.evaluation.evaluator import BUILT_IN, Location, added_kinds, unknown_kind
 from workers.evaluation.task_files import TaskFileError, read_task_file
-from workers.finetuning.preflight import Refuse, check_dataset, dataset_places
+from workers.finetuning.preflight import Refuse, check_dataset, check_templates, dataset_places
 
 __all__ = ["check_evaluation", "is_file", "places"]
 
@@ -57,7 +58,7 @@ def check_evaluation(base: Checkpoint, spec: EvaluationSpec, *, code_allowed: bo
 
 
 def places(spec: EvaluationSpec) -> list[tuple[Location, str]]:
-    """Every local URI that ``spec`` reads, with its place in a request.
+    """Every URI that ``spec`` reads, with its place in a request.
 
     What a task file reads lies below its directory, but where the operator allows code.
     """
@@ -79,12 +80,13 @@ def is_file(task: str) -> bool:
 def _check_base(base: Checkpoint, kind: str, refuse: Refuse) -> None:
     if base.adapter is not None:
         refuse(("base",), "unsupported_checkpoint", "it is an adapter; give the whole model")
-    elif not isinstance(base.directory, Path):
-        message = (
-            "it lies in a store, and an evaluation builds its model from a directory on a disk: copy it there"
-        )
-        refuse(("base",), "unsupported_uri", message)
-    elif not (base.directory / CONFIGS[kind]).is_file():
+        return
+    try:
+        there = CONFIGS[kind] in names_in(base.directory)
+    except OSError as error:
+        refuse(("base",), "checkpoint_unreadable", f"it cannot be listed: {error.strerror}")
+        return
+    if not there:
         message = f"the base is no directory with {CONFIGS[kind]}, which {kind} needs"
         refuse(("evaluation", "kind"), "wrong_kind", message)
 
@@ -94,10 +96,7 @@ def _check_fields(kind: str, task: EvaluationTask, loc: Location, refuse: Refuse
     for field, default in defaults.items():
         if field not in USED[kind] and getattr(task, field) != default:
             refuse((*loc, field), "wrong_kind", f"{kind} has no use for it; leave it out")
-    for template in task.templates or ():
-        if template.count("{}") != 1:
-            message = f"a template holds {{}} once, where the class name goes; {template!r} does not"
-            refuse((*loc, "templates"), "malformed_template", message)
+    check_templates(task.templates, loc, refuse)
 
 
 def _check_task_file(task: str, loc: Location, code_allowed: bool, refuse: Refuse) -> None:

@@ -182,7 +182,7 @@ def build_clip_task(request: FinetuneRequest, hardware: Hardware) -> ClipTask:
     training, validation = split_validation(data)
     clip = load_clip(request.base)
     templates = task.templates or prompt_templates(task.dataset)
-    head = zero_shot_head(clip.model, clip.tokenizer, data.classes, templates, hardware.device)
+    head = zero_shot_head(clip, data.classes, templates, hardware.device)
     clip.model.requires_grad_(False)
     clip.model.visual.requires_grad_(True)
     if request.adapter:

@@ -24,6 +24,7 @@ from transformers import (
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import AdapterSpec, FinetuneRequest
 from workers.checkpoints.checkpoint import CheckpointError, open_checkpoint
+from workers.checkpoints.local_copy import on_disk
 from workers.hardware import Hardware
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -81,8 +82,7 @@ def open_base(uri: str) -> BaseModel:
             ``open_checkpoint`` finds.
     """
     try:
-        checkpoint = open_checkpoint(uri)
-        directory = checkpoint.local
+        checkpoint, directory = on_disk(open_checkpoint(uri))
     except CheckpointError as error:
         raise InvalidRequest.at(["base"], error.code, error.message) from None
     if checkpoint.adapter is not None:

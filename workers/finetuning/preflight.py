@@ -1,15 +1,16 @@
-"""What can be refused before a fine-tune is queued: no torch, no Ray, no data read."""
+"""What can be refused before a fine-tune is queued: no torch, no Ray; of the base the headers, of the data nothing."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import Dataset, FinetuneRequest, Grid
-from workers.checkpoints.checkpoint import CheckpointError, local_path
+from workers.checkpoints.checkpoint import CheckpointError, local_path, open_checkpoint
 from workers.checkpoints.writing import name_problem
 from workers.finetuning.datasets.catalogue import CATALOGUE
 from workers.finetuning.datasets.hub_address import hub_address, is_hub
@@ -66,11 +67,17 @@ def trials(request: FinetuneRequest) -> list[FinetuneRequest]:
             update={
                 "grid": None,
                 "train": request.train.model_copy(update={"learning_rate": rate, "steps": steps}),
-                "output": f"{request.output.rstrip('/')}/lr{rate:g}-steps{steps}",
+                "output": f"{request.output.rstrip('/')}/lr{_shortest(rate)}-steps{steps}",
             }
         )
         for rate, steps in points
     ]
+
+
+def _shortest(rate: float) -> str:
+    """A text that tells ``rate`` from every other number."""
+    short = f"{rate:g}"
+    return short if float(short) == rate else repr(rate)
 
 
 def warnings(request: FinetuneRequest) -> list[str]:
@@ -81,11 +88,14 @@ def warnings(request: FinetuneRequest) -> list[str]:
         if uri is not None and is_hub(uri) and hub_address(uri).revision is None:
             found.append(f"{uri} may change; @REVISION pins it, for example to a commit")
     for trial in trials(request):
-        if trial.train.steps <= trial.train.warmup_steps:
+        steps, warmup = trial.train.steps, trial.train.warmup_steps
+        if steps < warmup:
             found.append(
-                f"{trial.train.steps} steps are not more than the warm-up of {trial.train.warmup_steps}: "
-                f"the learning rate ends at its peak and never falls"
+                f"{steps} steps are fewer than the warm-up of {warmup}: the learning rate ends at "
+                f"{steps / warmup * 100:.3g} % of its peak"
             )
+        elif steps == warmup:
+            found.append(f"{steps} steps are all warm-up: the learning rate ends at its peak and never falls")
     return list(dict.fromkeys(found))
 
 
@@ -94,11 +104,17 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
     if request.base.startswith(OPEN_CLIP):
         if request.task.kind != "clip":
             refuse(loc, "wrong_kind", f"this is a CLIP model; task.kind is {request.task.kind}")
-        elif not all(request.base.removeprefix(OPEN_CLIP).partition("/")):
+            return None
+        name, *rest = request.base.removeprefix(OPEN_CLIP).partition("/")
+        if not name or not all(rest):
             refuse(
                 loc,
                 "unknown_model",
                 "write open_clip://NAME/PRETRAINED, for example open_clip://ViT-B-32/openai",
+            )
+        elif (known := _open_clip_models()) and name not in known:
+            refuse(
+                loc, "unknown_model", f"open_clip has no model {name!r}; open_clip.list_models() lists them"
             )
         return None
     path = _existing(request.base, loc, refuse)
@@ -110,7 +126,19 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
             f"it is no directory with {config}, which {request.task.kind} needs",
         )
         return None
+    if path is not None:
+        try:
+            open_checkpoint(request.base)
+        except CheckpointError as error:
+            refuse(loc, error.code, error.message)
     return path
+
+
+def _open_clip_models() -> set[str]:
+    """Names of the files that describe its models; none where it is not installed. (Importing it imports torch.)"""
+    spec = importlib.util.find_spec("open_clip")
+    places = (spec and spec.submodule_search_locations) or ()
+    return {path.stem for place in places for path in Path(place, "model_configs").glob("*.json")}
 
 
 def check_dataset(kind: str, dataset: Dataset, loc: tuple[str | int, ...], refuse: Refuse) -> Path | None:
@@ -138,14 +166,23 @@ def check_dataset(kind: str, dataset: Dataset, loc: tuple[str | int, ...], refus
     return None
 
 
+def check_templates(templates: Sequence[str] | None, loc: tuple[str | int, ...], refuse: Refuse) -> None:
+    """Whether each prompt of a task at ``loc`` has one place for the name of a class."""
+    for template in templates or ():
+        if template.count("{}") != 1:
+            message = f"a template holds {{}} once, where the class name goes; {template!r} does not"
+            refuse((*loc, "templates"), "malformed_template", message)
+
+
 def dataset_places(dataset: Dataset) -> list[tuple[str, str]]:
-    """Field and URI of every local place that a data set is read from."""
+    """Field and URI of every place that a data set is read from."""
     given = (("root", dataset.root), ("uri", dataset.uri))
-    return [(field, uri) for field, uri in given if uri is not None and not is_hub(uri)]
+    return [(field, uri) for field, uri in given if uri is not None]
 
 
 def _check_options(request: FinetuneRequest, refuse: Refuse) -> None:
     task, train = request.task, request.train
+    check_templates(task.templates, ("task",), refuse)
     if task.kind == "clip":
         if request.adapter is not None and request.adapter.kind == "qlora":
             refuse(

@@ -14,6 +14,7 @@ from workers.checkpoints.checkpoint import local_path
 from workers.finetuning.datasets.files import read_tables
 from workers.finetuning.datasets.hub import read_hub
 from workers.finetuning.datasets.hub_address import is_hub
+from workers.finetuning.datasets.images import check_classes
 from workers.finetuning.datasets.layouts import Split
 
 LOC = ("task", "dataset")
@@ -96,21 +97,11 @@ def read_labelled_texts(task: FinetuneTask, split: Split, known: Sequence[str] |
         )
         raise InvalidRequest.at(_column(task.dataset, "label"), "malformed_row", message)
     if split == "train":
-        _check_classes(classes, labels)
+        check_classes(classes, labels, "text", ("task",))
+        if len(classes) < 2:
+            message = f"every text has the class {classes[0]!r}; a classifier needs two at least"
+            raise InvalidRequest.at(LOC, "too_few_classes", message)
     return LabelledTexts(tuple(classes), texts, labels)
-
-
-def _check_classes(classes: Sequence[str], labels: Sequence[int]) -> None:
-    empty = sorted(set(range(len(classes))) - set(labels))
-    if empty:
-        message = (
-            f"class {classes[empty[0]]!r} has no text ({len(empty)} of {len(classes)} classes have none); add some, or "
-            "leave the class out"
-        )
-        raise InvalidRequest.at(LOC, "empty_class", message)
-    if len(classes) < 2:
-        message = f"every text has the class {classes[0]!r}; a classifier needs two at least"
-        raise InvalidRequest.at(LOC, "too_few_classes", message)
 
 
 def _read_columns(

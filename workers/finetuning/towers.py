@@ -21,9 +21,13 @@ from torchvision.transforms.functional import to_tensor
 
 from taumerge.errors import InvalidRequest
 from workers.checkpoints.checkpoint import CheckpointError, companions, open_checkpoint
+from workers.checkpoints.local_copy import on_disk
 
 CONFIG = "open_clip_config.json"
 SCHEME = "open_clip://"
+TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "tokenizer_mode"})
+"""What a configuration may say in ``tokenizer_kwargs``: open_clip hands all of it to transformers, which would run code
+that lies beside it (``trust_remote_code``) or read files anywhere."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -113,10 +117,14 @@ def _load_pretrained(model: str) -> Clip:
 
 
 def _load_directory(base: str) -> Clip:
-    checkpoint = open_checkpoint(base)
-    directory = checkpoint.local
+    checkpoint, directory = on_disk(open_checkpoint(base))
     try:
         config = json.loads((directory / CONFIG).read_text())
+        options = config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
+        if unknown := sorted(options.keys() - TOKENIZER_OPTIONS):
+            raise ValueError(
+                f"tokenizer_kwargs.{unknown[0]} is not among {', '.join(sorted(TOKENIZER_OPTIONS))}"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Weights come from the checked safetensors file only; nothing is fetched or unpickled.
@@ -124,7 +132,7 @@ def _load_directory(base: str) -> Clip:
                 f"local-dir:{directory}", load_weights=False, pretrained_text=False
             )
             tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         message = f"{CONFIG} of {base} describes no CLIP model that open_clip can build: {error}"
         raise _refused("not_open_clip", message) from error
     weights: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taumerge.errors import JobFailed
+from workers.checkpoints.dtypes import FLOATS
 from workers.merging.plan import MergePlan
 from workers.merging.sums import Sums
 from workers.merging.unit import Unit
@@ -15,6 +16,8 @@ from workers.merging.unit import Unit
 BASE = -1
 """Index of the base among the models of ``Sums.nonfinite``."""
 NAMED = 20
+PACKED_SHARE, PACKED_BYTES = 0.1, 1 << 20
+"""What non-float tensors that differ take of a model, and in bytes, if they are quantised weights and no counters."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ def decide(plan: MergePlan, measured: Sums) -> Mix:
 
 
 def check_sound(plan: MergePlan, mix: Mix, sums: Sums) -> None:
-    """Refuse to commit NaN, inf, or values outside the range of the output type.
+    """Refuse to commit NaN, inf, values outside the range of the output type, or quantised weights of different models.
 
     Raises:
-        JobFailed: ``nonfinite`` or ``overflow``, naming the tensors.
+        JobFailed: ``nonfinite``, ``overflow`` or ``quantised``, naming the tensors.
     """
     if sums.nonfinite:
         raise nonfinite_failure(plan, sums, mix.models)
@@ -89,6 +92,18 @@ def check_sound(plan: MergePlan, mix: Mix, sums: Sums) -> None:
             f"merged values of {len(tensors)} tensors are outside the range of their type, {tensors[0]} first; "
             "lower scaling, or choose dtype bfloat16 or float32",
             {"tensors": tensors[:NAMED], "total": len(tensors)},
+        )
+    stored = plan.base.tensors
+    differing = [plan.names[tensor] for tensor in sorted(sums.differing)]
+    packed = [name for name in differing if stored[name].info.dtype not in FLOATS]
+    size = sum(stored[name].info.nbytes for name in packed)
+    share = size / sum(one.info.nbytes for one in stored.values())
+    if size > PACKED_BYTES and share > PACKED_SHARE:
+        raise JobFailed(
+            "quantised",
+            f"{len(packed)} non-float tensors, {share:.0%} of the base, differ between models, {packed[0]} first; "
+            "they seem to be quantised weights, which have no task vectors: dequantise the checkpoints",
+            {"tensors": packed[:NAMED], "total": len(packed)},
         )
 
 
@@ -117,6 +132,7 @@ def nonfinite_failure(
     return JobFailed(
         "nonfinite",
         f"{first['model']} has {first['count']} NaN or inf elements in tensor {first['tensor']}"
+        f"{'' if first['loc'] == ['base'] else ', itself or as differences from the base'}"
         f"{f' ({len(found)} tensors of models in all)' if len(found) > 1 else ''}; {advice}",
         {"found": found[:NAMED], "total": len(found)},
     )

@@ -53,9 +53,12 @@ class MergePlan:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of everything that decides the output: inputs, request, layout."""
+        """Fingerprint of everything that decides the output: inputs, request, training records, layout."""
         layout = [(file.name, file.size) for file in self.files]
-        text = json.dumps([self.inputs, self.request.model_dump(mode="json"), layout], sort_keys=True)
+        training = [one.model_dump() for one in self.training]
+        text = json.dumps(
+            [self.inputs, self.request.model_dump(mode="json"), training, layout], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -66,9 +69,14 @@ class MergePlan:
         return min(SLICE, max(CHUNK, 1 << (fitting.bit_length() - 1)))
 
     def contributions(self, models: Sequence[int]) -> list[Contribution]:
-        """What the rule may know of those ``models``; their weights are normalised among themselves."""
+        """What the rule may know of those ``models``; their weights are normalised among themselves.
+
+        An absent weight is 1; coefficients replace the weights.
+        """
         references = [self.request.models[index] for index in models]
-        weights = [1.0 if one.weight is None else one.weight for one in references]
+        weights = [
+            1.0 if one.weight is None or one.coefficient is not None else one.weight for one in references
+        ]
         total = sum(weights)
         return [
             Contribution(weight / total, one.coefficient, self.training[index])
@@ -90,18 +98,22 @@ class MergePlan:
         index = 0
         for file in self.files:
             pending: list[Slice] = []
+            elements = 0
             for name, (offset, _) in file.tensors.items():
-                for part in self._slices(index, name, offset, taking_part, name not in unmerged):
-                    if pending and sum(one.elements for one in pending) + part.elements > largest:
+                for part in self._slices(index, name, offset, taking_part, name not in unmerged, largest):
+                    if pending and elements + part.elements > largest:
                         units.append(_assign(file.name, pending, loads))
-                        pending = []
+                        pending, elements = [], 0
                     pending.append(part)
+                    elements += part.elements
                 index += 1
             if pending:
                 units.append(_assign(file.name, pending, loads))
         return units
 
-    def _slices(self, index: int, name: str, offset: int, models: Sequence[int], merged: bool) -> list[Slice]:
+    def _slices(
+        self, index: int, name: str, offset: int, models: Sequence[int], merged: bool, length: int
+    ) -> list[Slice]:
         base = self.base.tensors[name]
         base_source = _source(self.base, base)
         dtype = output_dtype(self.request, base.info.dtype)
@@ -112,7 +124,7 @@ class MergePlan:
             if merged or (stored and _same_bits(base, stored))
         ]
         low_rank = [_low_rank_source(model, one) if one else None for model, _, one in found]
-        total, length = base.info.elements, self.slice_elements
+        total = base.info.elements
         return [
             Slice(
                 tensor=index,

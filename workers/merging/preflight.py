@@ -121,18 +121,15 @@ def _weight_problems(request: MergeRequest, rule: Rule | None) -> list[ErrorItem
     def refuse(index: int, field: str, code: str, message: str) -> None:
         errors.append(ErrorItem(loc=("models", index, field), code=code, msg=message))
 
-    for field in ("weight", "coefficient"):
-        given = [getattr(model, field) is not None for model in request.models]
-        for index in (index for index, present in enumerate(given) if any(given) and not present):
-            refuse(index, field, f"missing_{field}", f"give a {field} to every model, or to none")
     weighted = [index for index, model in enumerate(request.models) if model.weight is not None]
     with_coefficient = [index for index, model in enumerate(request.models) if model.coefficient is not None]
-    if weighted and sum(request.models[index].weight or 0.0 for index in weighted) == 0:
-        refuse(weighted[0], "weight", "zero_weights", "the weights sum to zero; make at least one positive")
-    for index in sorted(set(weighted) & set(with_coefficient)):
-        refuse(
-            index, "coefficient", "weight_and_coefficient", "give either weights or coefficients, not both"
-        )
+    if with_coefficient:
+        for index in sorted(set(range(len(request.models))) - set(with_coefficient)):
+            refuse(
+                index, "coefficient", "missing_coefficient", "give a coefficient to every model, or to none"
+            )
+    elif not any(model.weight != 0 for model in request.models):
+        refuse(0, "weight", "zero_weights", "the weights sum to zero; make at least one positive")
     if rule is None:
         return errors
     if weighted and not rule.accepts_weights:
@@ -140,9 +137,6 @@ def _weight_problems(request: MergeRequest, rule: Rule | None) -> list[ErrorItem
     if with_coefficient and not rule.accepts_coefficients:
         message = f"{rule.name} takes no coefficients; use task_arithmetic, or weights"
         refuse(with_coefficient[0], "coefficient", "coefficients_not_allowed", message)
-    if with_coefficient and rule.accepts_coefficients and "scale" in rule.model_fields_set:
-        message = "coefficients are used as they are; leave out scale"
-        errors.append(ErrorItem(loc=("method", "scale"), code="scale_with_coefficients", msg=message))
     return errors
 
 

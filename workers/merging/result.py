@@ -47,10 +47,10 @@ def build_result(
     )
 
 
-def build_receipt(plan: MergePlan, result: MergeResult, sums: Sums, job_id: str) -> dict[str, Any]:
+def build_receipt(plan: MergePlan, mix: Mix, result: MergeResult, sums: Sums, job_id: str) -> dict[str, Any]:
     """The contents of ``taumerge.json``: what was done to which bytes by which versions."""
     names = plan.names
-    merged = set(plan.comparison.merged)
+    merged = set(plan.comparison.merged) - mix.copied
     tensors = plan.base.tensors
     return {
         "format": 1,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -13,11 +16,12 @@ from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import MergeRequest, MergeResult, Progress
 from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import CheckpointError, companions
+from workers.checkpoints.dtypes import declared
 from workers.checkpoints.files import RECEIPT, UNFINISHED, each, locate, names_in, read_small
 from workers.checkpoints.reading import unchanged
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.remote.staging import staging_for
-from workers.checkpoints.writing import Staging, index_json
+from workers.checkpoints.writing import Staging, index_json, remove_notes
 from workers.clock import Clock
 from workers.merging.dispatch import Report, Task, ask_of_units, dispatch
 from workers.merging.mix import Mix, check_sound, decide, needs_measuring
@@ -128,7 +132,8 @@ def stage_merge(
         check_sound(plan, mix, sums)
     check_unchanged(plan)
     result = build_result(plan, mix, sums, digests, clock.seconds)
-    _write_small_files(plan, result, sums, staging, job_id)
+    receipt = build_receipt(plan, mix, result, sums, job_id)
+    _write_small_files(plan, receipt, staging)
     return result
 
 
@@ -147,7 +152,7 @@ def _aggregate(
     every_unit = plan.units(mix.models, mix.copied)
     units = [unit for unit in every_unit if unit.file not in finished]
     findings: dict[str, dict[int, Findings]] = {}
-    left = {file.name: sum(unit.file == file.name for unit in units) for file in plan.files}
+    left = Counter(unit.file for unit in units)
 
     def merge(number: int, unit: Unit) -> Task:
         coefficients = mix.of_unit(unit)
@@ -209,18 +214,29 @@ def _committed(request: MergeRequest, job_id: str) -> MergeResult | None:
         if isinstance(place, RemotePath) and UNFINISHED in names_in(place):
             return None
         record = json.loads(read_small(place / RECEIPT, LARGEST_RECEIPT))
-        return MergeResult.model_validate(record["result"]) if record["job"] == job_id else None
+        if record["job"] != job_id:
+            return None
+        result = MergeResult.model_validate(record["result"])
     except (CheckpointError, OSError, ValueError, KeyError, TypeError):  # no receipt of ours
         return None
+    if isinstance(place, Path):
+        remove_notes(place)  # it may have died over them
+    return result
 
 
-def _write_small_files(
-    plan: MergePlan, result: MergeResult, sums: Sums, staging: Staging, job_id: str
-) -> None:
-    for path in companions(plan.base):
-        staging.copy(path)
+def _write_small_files(plan: MergePlan, receipt: dict[str, Any], staging: Staging) -> None:
+    dtype = plan.request.dtype
+    try:
+        beside = companions(plan.base)
+    except CheckpointError as error:
+        raise JobFailed("input_unreadable", error.message) from error
+    for path in beside:
+        if path.name == "config.json" and dtype is not None:
+            staging.copy(path, lambda config: declared(config, dtype))
+        else:
+            staging.copy(path)
     if len(plan.files) > 1:
         stem = plan.files[0].name.rsplit("-", 3)[0]
         staging.write_text(f"{stem}.safetensors.index.json", index_json(plan.files))
     # last of all: whoever finds a receipt finds a complete checkpoint
-    staging.write_text(RECEIPT, json.dumps(build_receipt(plan, result, sums, job_id), indent=2) + "\n")
+    staging.write_text(RECEIPT, json.dumps(receipt, indent=2) + "\n")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-import examples.miniature.drawing
 from examples.miniature.drawing import SUBJECTS, Picture, Style
-from examples.miniature.tasks import FONTS, write_pictures
+from examples.miniature.tasks import FONTS, pictures_version, write_pictures
 
 CLIENTS = 4
 SUBJECT = "arrows"
@@ -87,12 +84,9 @@ def client_recipes(directory: Path, skew: Skew) -> dict[str, dict[str, Any]]:
     }
 
 
-def pictures_version() -> str:
+def clients_version() -> str:
     """A name for all that decides how pictures look, but for the skew."""
-    sources = [Path(__file__), *sorted(Path(examples.miniature.drawing.__path__[0]).glob("*.py"))]
-    decides = [path.read_bytes() for path in sources]
-    decides += [version(name).encode() for name in ("pillow", "numpy", "matplotlib")]
-    return hashlib.sha256(b" ".join(decides)).hexdigest()[:12]
+    return pictures_version(__file__)
 
 
 def _write(directory: Path, skew: Skew) -> None:

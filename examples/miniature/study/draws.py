@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from examples.miniature.finetunes import BATCH_SIZE, LEARNING_RATE, STEPS, WARMUP_STEPS
 from examples.miniature.tasks import recipe
 
 SEEDS = range(5)
 TASKS = ("handwriting", "shapes", "textures", "signs")
 """Four of the miniature's eight tasks, of which no two share their classes."""
-LEARNING_RATE, STEPS = 5e-4, 120
-BATCH_SIZE, WARMUP_STEPS = 32, 30
 LORA = {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["c_fc", "c_proj"]}
 """On the linear layers of the transformer blocks: ΔW of rank 4, alpha twice the rank."""
 

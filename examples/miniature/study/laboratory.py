@@ -13,11 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
+from examples.miniature.experiment import SCALING
 from examples.miniature.study.draws import Draw
 from taumerge import Client, DiagnoseResult, FinetuneResult, SearchResult
-
-SCALING = {"from": 0.1, "to": 4.0, "step": 0.1}
-"""Of every rule, as in the demo: each is scaled as a mean."""
 
 Request = dict[str, Any]
 Result = TypeVar("Result", FinetuneResult, SearchResult, DiagnoseResult)

@@ -14,7 +14,7 @@ from examples.miniature.study.clients import (
     Kind,
     Skew,
     client_recipes,
-    pictures_version,
+    clients_version,
     write_clients,
 )
 from examples.miniature.study.draws import (
@@ -62,7 +62,7 @@ class Study:
 def _data(laboratory: Laboratory) -> list[Finding]:
     dials: list[Kind] = ["label", "style"]
     skews = [Skew(kind, share, seed) for kind in dials for share in SKEWS for seed in SEEDS]
-    directory = laboratory.directory / f"clients-{pictures_version()}"
+    directory = laboratory.directory / f"clients-{clients_version()}"
     write_clients(directory, set(skews))
     plain = draw_trainings(0)[TASKS[0]]
     draws = []

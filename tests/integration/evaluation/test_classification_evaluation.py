@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from merged_files import put, write_merged
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import EvaluationSpec
+from taumerge.schemas import Dataset, EvaluationSpec
 from workers.evaluation import Evaluator, build_evaluator
+from workers.finetuning.datasets.hub import HubSplit
+from workers.finetuning.datasets.layouts import Split
 from workers.hardware import Hardware
 
 CLASSES = ("even", "odd", "zero")
@@ -51,8 +55,6 @@ def build(base: Path, spec: EvaluationSpec, cpu: Hardware) -> Evaluator:
 
 
 def rows_of(data: Path, split: str) -> list[dict[str, str]]:
-    import json
-
     part = "test" if split == "test" else "train"
     rows = [json.loads(line) for line in (data / f"{part}.jsonl").read_text().splitlines()]
     if split == "test":
@@ -107,12 +109,23 @@ def test_losses_are_cross_entropy_and_can_be_differentiated(base: Path, numbers:
     assert all(abs(float(gradient.sum())) < 1e-6 < float(gradient.abs().max()) for gradient, _ in parts)
 
 
-def test_one_file_is_validation_and_test_and_limit_keeps_the_first(
-    base: Path, numbers: Path, cpu: Hardware
-) -> None:
-    evaluator = build(base, spec_of(numbers / "train.jsonl", limit=10), cpu)
-    expected = plain_accuracy(base, rows_of(numbers, "validation")[:10])
+def test_one_file_is_validation_and_test(base: Path, numbers: Path, cpu: Hardware) -> None:
+    evaluator = build(base, spec_of(numbers / "train.jsonl"), cpu)
+    expected = plain_accuracy(base, rows_of(numbers, "validation"))
     assert [evaluator.evaluate("numbers", split) for split in ("validation", "test")] == [expected] * 2
+
+
+def test_limit_draws_from_texts_that_are_sorted_by_class(
+    base: Path, numbers: Path, cpu: Hardware, tmp_path: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text((numbers / "train.jsonl").read_text())
+    rows = sorted(rows_of(numbers, "test"), key=lambda row: row["label"])
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    evaluator = build(base, spec_of(tmp_path, limit=10), cpu)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0)).tolist()
+    kept = [rows[index] for index in sorted(order[:10])]
+    assert {row["label"] for row in kept} == set(CLASSES)
+    assert evaluator.evaluate("numbers", "test") == plain_accuracy(base, kept)
 
 
 def test_test_texts_may_lack_a_class(base: Path, numbers: Path, cpu: Hardware, tmp_path: Path) -> None:
@@ -123,6 +136,26 @@ def test_test_texts_may_lack_a_class(base: Path, numbers: Path, cpu: Hardware, t
     write_jsonl(data / "test.jsonl", rows)
     evaluator = build(base, spec_of(data), cpu)
     assert evaluator.evaluate("numbers", "test") == plain_accuracy(base, rows)
+
+
+def test_a_data_set_of_the_hub_may_number_the_classes_otherwise(
+    base: Path, numbers: Path, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*CLASSES[1:], CLASSES[0]]
+
+    def read(dataset: Dataset, split: Split, wanted: Sequence[str]) -> HubSplit:
+        rows = [json.loads(line) for line in (numbers / f"{split}.jsonl").read_text().splitlines()]
+        columns = {
+            "text": [row["text"] for row in rows],
+            "label": [names.index(row["label"]) for row in rows],
+        }
+        return HubSplit(columns, names)
+
+    monkeypatch.setattr("workers.finetuning.text.read_hub", read)
+    evaluator = build(base, spec_of(numbers, dataset={"uri": "hf://datasets/gulls/numbers"}), cpu)
+    assert [evaluator.evaluate("numbers", split) for split in ("validation", "test")] == [
+        plain_accuracy(base, rows_of(numbers, split)) for split in ("validation", "test")
+    ]
 
 
 def test_heads_and_data_that_do_not_fit_are_refused_by_name(

@@ -161,14 +161,17 @@ def test_losses_are_cross_entropy_and_can_be_differentiated_by_the_image_tower(
     assert after - total == pytest.approx(-float(step * gradient.square().sum()), rel=0.05)
 
 
-def test_limit_keeps_the_first(base: Path, tints: Path, cpu: Hardware) -> None:
+def test_limit_keeps_images_of_every_class(base: Path, tints: Path, cpu: Hardware) -> None:
     evaluator = build(base, spec_of(tints, limit=10), cpu)
-    assert evaluator.evaluate("tints", "validation") == plain_accuracy(
-        base, base, validation_files(tints)[:10]
-    )
-    assert evaluator.evaluate("tints", "test") == plain_accuracy(
-        base, base, sorted((tints / "test").glob("*/*.png"))[:10]
-    )
+    splits = {"validation": validation_files(tints), "test": sorted((tints / "test").glob("*/*.png"))}
+    for split, files in splits.items():
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+        kept = [files[index] for index in sorted(order[:10])]
+        batches = evaluator._images["tints", split].batches(BATCH)  # type: ignore[attr-defined]
+        labels = [label for _, part in batches for label in part.tolist()]
+        assert labels == [("blue", "green", "red").index(file.parent.name) for file in kept]
+        assert set(labels) == {0, 1, 2}
+        assert evaluator.evaluate("tints", split) == plain_accuracy(base, base, kept)
 
 
 def test_without_a_test_part_validation_stands_in(base: Path, tints: Path, cpu: Hardware) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import open_clip
 import PIL.Image
 import pytest
 import torch
+from clip_files import TINY
 from safetensors.torch import load_file, save_file
 from tensorboardX.proto.event_pb2 import Event
 from torch.nn import functional as F  # noqa: N812
@@ -215,7 +218,7 @@ def test_skipped_images_are_counted_in_the_record(
 def test_the_head_is_the_mean_of_normalised_prompts(tiny_clip: Path, cache: Path) -> None:
     clip = load_clip(str(tiny_clip))
     classes, templates = ["gull", "tern"], ["a photo of a {}.", "a {} in the sky."]
-    head = zero_shot_head(clip.model, clip.tokenizer, classes, templates, torch.device("cpu"))
+    head = zero_shot_head(clip, classes, templates, torch.device("cpu"))
     assert head.shape == (16, 2)
     with torch.no_grad():
         for column, name in enumerate(classes):
@@ -228,19 +231,44 @@ def test_the_head_is_the_mean_of_normalised_prompts(tiny_clip: Path, cache: Path
 
 def test_a_cached_head_is_not_built_again(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, cpu = load_clip(str(tiny_clip)), torch.device("cpu")
-    head = zero_shot_head(clip.model, clip.tokenizer, ["gull"], ["a {}"], cpu)
+    head = zero_shot_head(clip, ["gull"], ["a {}"], cpu)
 
     def no_text(*_: Any, **__: Any) -> None:
         raise AssertionError("the text tower was asked again")
 
     monkeypatch.setattr(clip.model, "encode_text", no_text)
-    assert torch.equal(zero_shot_head(clip.model, clip.tokenizer, ["gull"], ["a {}"], cpu), head)
+    assert torch.equal(zero_shot_head(clip, ["gull"], ["a {}"], cpu), head)
     with pytest.raises(AssertionError):
-        zero_shot_head(clip.model, clip.tokenizer, ["gull"], ["the {}"], cpu)
+        zero_shot_head(clip, ["gull"], ["the {}"], cpu)
     with torch.no_grad():
         clip.model.logit_scale += 1  # another text tower
     with pytest.raises(AssertionError):
-        zero_shot_head(clip.model, clip.tokenizer, ["gull"], ["a {}"], cpu)
+        zero_shot_head(clip, ["gull"], ["a {}"], cpu)
+
+
+def test_another_activation_number_of_heads_or_tokenizer_is_another_head(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
+    clip = load_clip(str(tiny_clip))
+    others = [replace(clip, tokenizer=lambda prompts: clip.tokenizer([one.upper() + "s" for one in prompts]))]
+    for number, change in enumerate(({"quick_gelu": True}, {"text_cfg": {**TINY["text_cfg"], "heads": 4}})):
+        other = tmp_path / str(number)
+        shutil.copytree(tiny_clip, other)
+        config = json.loads((other / "open_clip_config.json").read_text())
+        config["model_cfg"] |= change
+        (other / "open_clip_config.json").write_text(json.dumps(config))
+        others.append(load_clip(str(other)))
+    heads = [
+        zero_shot_head(one, ["gull"], ["a {}"], torch.device("cpu")).flatten().tolist()
+        for one in (clip, *others)
+    ]
+    assert all(heads[first] != heads[second] for first in range(4) for second in range(first))
+
+
+def test_other_braces_in_a_template_are_text(tiny_clip: Path) -> None:
+    clip, cpu = load_clip(str(tiny_clip)), torch.device("cpu")
+    written = zero_shot_head(clip, ["gull"], ["a {} in {place} {"], cpu)
+    assert torch.equal(written, zero_shot_head(clip, ["a gull in {place} {"], ["{}"], cpu))
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -272,6 +300,23 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny_clip: Path, tmp_pat
     with pytest.raises(InvalidRequest, match="do not fit") as caught:
         load_clip(str(tmp_path))
     assert caught.value.errors[0].code == "not_open_clip"
+
+
+def test_a_configuration_runs_no_code_that_lies_beside_it(tiny_clip: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_clip, tmp_path / "base")
+    config = json.loads((base / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {
+        "hf_tokenizer_name": "any",
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    }
+    (base / "open_clip_config.json").write_text(json.dumps(config))
+    (base / "config.json").write_text('{"model_type": "bert"}')
+    (base / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["code.Tokenizer", null]}}')
+    (base / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(InvalidRequest, match="trust_remote_code") as caught:
+        load_clip(str(base))
+    assert caught.value.errors[0].code == "not_open_clip"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_by_name_is_open_clips_own_with_its_activation(

@@ -40,10 +40,14 @@ def test_a_sound_request_passes(body: dict[str, Any], tmp_path: Path) -> None:
         ("base", "/no/such/model", ("base",), "not_found"),
         ("base", "model", ("base",), "unsupported_uri"),
         ("base", "open_clip://ViT-B-32", ("base",), "unknown_model"),
+        ("base", "open_clip:///openai", ("base",), "unknown_model"),
+        ("base", "open_clip://nope/none", ("base",), "unknown_model"),
         ("task.kind", "causal_lm", ("base",), "unsupported_checkpoint"),
         ("task.dataset.uri", "/no/such/data", ("task", "dataset", "uri"), "not_found"),
         ("task.dataset.format", "jsonl", ("task", "dataset", "format"), "wrong_format"),
         ("task.dataset.columns", {"imag": "x"}, ("task", "dataset", "columns", "imag"), "unknown_column"),
+        ("task.templates", ["a photo"], ("task", "templates"), "malformed_template"),
+        ("task.templates", ["a {} and a {}"], ("task", "templates"), "malformed_template"),
         ("task.max_length", 12, ("task", "max_length"), "wrong_kind"),
         ("task.packing", True, ("task", "packing"), "wrong_kind"),
         ("train.gradient_checkpointing", True, ("train", "gradient_checkpointing"), "wrong_kind"),
@@ -96,6 +100,23 @@ def test_a_data_set_of_the_hub_that_is_not_pinned_is_warned_about(body: dict[str
     assert warnings(change(body, "task.dataset", {"uri": "hf://datasets/gulls/shades@v1"})) == []
 
 
+def test_every_model_of_open_clip_is_known(body: dict[str, Any]) -> None:
+    import open_clip
+
+    for name in open_clip.list_models():
+        check_finetune(change(body, "base", f"open_clip://{name}/some"))
+
+
+def test_a_base_without_weights_is_refused(body: dict[str, Any], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "open_clip_config.json").write_bytes((Path(body["base"]) / "open_clip_config.json").read_bytes())
+    with pytest.raises(InvalidRequest, match="holds no weights") as caught:
+        check_finetune(change(body, "base", str(base)))
+    [error] = caught.value.errors
+    assert (error.loc, error.code) == (("base",), "checkpoint_not_found")
+
+
 def test_an_unknown_data_set_is_refused_with_those_there_are(body: dict[str, Any], tmp_path: Path) -> None:
     request = change(body, "task.dataset", {"name": "cifar", "root": str(tmp_path)})
     with pytest.raises(InvalidRequest, match="no data set 'cifar'; there are cars, dtd, eurosat") as caught:
@@ -129,8 +150,6 @@ def test_a_grid_may_go_on_in_its_directory(body: dict[str, Any], tmp_path: Path)
         ("task.dataset", {"uri": "hf://datasets/gulls/shades", "format": "parquet"}),
         ("task.dataset", {"root": "hf://datasets/gulls/shades"}),
         ("task.dataset", {}),
-        ("task.templates", ["a photo"]),
-        ("task.templates", ["a {} and a {}"]),
         ("task.classes", ["only one"]),
         ("train.learning_rate", 0),
         ("train.steps", 0),
@@ -157,6 +176,13 @@ def test_the_papers_grid_has_twelve_trials(body: dict[str, Any]) -> None:
     assert all(run.grid is None and run.task == request.task for run in runs)
 
 
+def test_rates_that_differ_in_a_late_digit_are_two_trials(body: dict[str, Any]) -> None:
+    request = change(body, "grid", {"learning_rate": [1e-5, 1.0000001e-5]})
+    check_finetune(request)
+    names = [run.output.rpartition("/")[2] for run in trials(request)]
+    assert names == ["lr1e-05-steps12", "lr1.0000001e-05-steps12"]
+
+
 def test_a_list_left_out_of_a_grid_is_taken_from_train(body: dict[str, Any]) -> None:
     runs = trials(change(body, "grid", {"learning_rate": [0.1, 0.2]}))
     assert [(run.train.learning_rate, run.train.steps) for run in runs] == [(0.1, 12), (0.2, 12)]
@@ -165,8 +191,10 @@ def test_a_list_left_out_of_a_grid_is_taken_from_train(body: dict[str, Any]) -> 
 
 
 def test_a_warm_up_that_never_ends_is_warned_about(body: dict[str, Any]) -> None:
-    request = change(body, "train.warmup_steps", 12)
-    assert len(warnings(request)) == 1
+    [warning] = warnings(change(body, "train.warmup_steps", 12))
+    assert "ends at its peak" in warning
+    [warning] = warnings(change(body, "train.warmup_steps", 100))
+    assert "ends at 12 % of its peak" in warning
     assert warnings(change(body, "train.warmup_steps", 11)) == []
 
 

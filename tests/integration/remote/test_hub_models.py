@@ -19,6 +19,7 @@ from fake_hub import fake_hub
 READ = """
 import hashlib, json, sys
 from workers.checkpoints.checkpoint import CheckpointError, companions, open_checkpoint, read_training
+from workers.checkpoints.local_copy import on_disk
 from workers.checkpoints.reading import open_reader, unchanged
 try:
     opened = open_checkpoint(sys.argv[1])
@@ -30,7 +31,9 @@ buffer = bytearray(file.size)
 with open_reader(file) as reader:
     reader.prefetch([(0, file.size)])
     reader.read_into(memoryview(buffer), 0)
+_, copy = on_disk(opened)
 print(json.dumps({
+    "copied": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in copy.iterdir()},
     "place": opened.directory.uri, "sha256": hashlib.sha256(buffer).hexdigest(), "steps": read_training(opened).steps,
     "companions": [path.name for path in companions(opened)], "unchanged": unchanged(file),
 }))
@@ -54,6 +57,7 @@ def read(tmp_path: Path) -> Iterator[Read]:
 
         def read(uri: str) -> dict[str, Any]:
             environment = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+            environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
             ended = subprocess.run(
                 [sys.executable, "-c", READ, uri],
                 capture_output=True,
@@ -75,6 +79,10 @@ def test_a_revision_is_pinned_to_its_commit(read: Read, tmp_path: Path) -> None:
         assert found == {
             "place": f"hf://owner/model@{hashlib.sha1(commit.encode()).hexdigest()}",
             "sha256": hashlib.sha256(content).hexdigest(),
+            "copied": {
+                "model.safetensors": hashlib.sha256(content).hexdigest(),
+                "config.json": hashlib.sha256(b"{}").hexdigest(),
+            },
             "steps": steps,
             "companions": ["config.json"],
             "unchanged": True,

@@ -11,9 +11,11 @@ import pytest
 from s3_server import Fault, Request, S3Server
 
 from taumerge.errors import InvalidRequest, JobFailed
-from taumerge.schemas import MergeResult, Progress
+from taumerge.schemas import DiagnoseRequest, MergeResult, Progress
 from workers.checkpoints.checkpoint import open_checkpoint
 from workers.checkpoints.files import RECEIPT, UNFINISHED
+from workers.diagnostics import run_diagnose
+from workers.settings import WorkerSettings
 
 Merge = Callable[..., MergeResult]
 
@@ -50,6 +52,23 @@ def test_the_files_are_those_of_a_local_merge(
     receipt = json.loads(s3.content("models", f"{out(body)}/{RECEIPT}"))
     assert all(file["version"] for file in receipt["inputs"]["base"]["files"])
     assert open_checkpoint(body["output"]).tensors == open_checkpoint(golden_body["output"]).tensors
+
+
+def test_a_diagnosis_reads_what_a_merge_reads(
+    warm_workers: WorkerSettings, golden_body: dict[str, Any], body: dict[str, Any]
+) -> None:
+    local, remote = (
+        run_diagnose(
+            DiagnoseRequest(base=one["base"], models=one["models"]),
+            warm_workers,
+            lambda progress: None,
+            detached=True,
+        )
+        for one in (golden_body, body)
+    )
+    assert remote.cosine == local.cosine
+    assert remote.verdict == local.verdict
+    assert [model.uri for model in remote.models] == body["models"]
 
 
 def test_the_receipt_is_uploaded_last(merge: Merge, s3: S3Server, body: dict[str, Any]) -> None:

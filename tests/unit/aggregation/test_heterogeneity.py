@@ -45,6 +45,17 @@ def test_an_unknown_sum_of_learning_rates_leaves_all_weights_unknown() -> None:
     assert effective_weights([0.1, None, 0.2]) is None
 
 
+@pytest.mark.parametrize("lr_sums", [[1e-200, 1e200], [1e308, 1e308], [1e-320, 1e10]])
+def test_sums_of_learning_rates_beyond_float64_leave_all_weights_unknown(lr_sums: list[float]) -> None:
+    assert effective_weights(lr_sums) is None
+
+
+def test_a_chi_square_beyond_float64_is_unknown() -> None:
+    effective = effective_weights([1e-310, 1.0])
+    assert effective == [1e-310, 1.0]
+    assert chi_square([0.5, 0.5], effective) is None
+
+
 def test_the_gram_matrix_gives_what_dense_vectors_give() -> None:
     merged = np.array(WEIGHTS) @ VECTORS
     assert average_norm(GRAM, WEIGHTS) == pytest.approx(np.linalg.norm(merged))

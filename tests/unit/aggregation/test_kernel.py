@@ -61,6 +61,14 @@ def test_sums_of_squares_are_exact_to_1e_6(length: int, scale: float) -> None:
     assert np.diag(gram_matrix(vectors)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-20, 1e18, 1e25])
+def test_squares_beyond_float32_are_exact_too(scale: float) -> None:
+    vector = randn(BLOCK + 1, 0, scale)
+    assert sums_of_squares([vector, torch.zeros(BLOCK + 1)]) == pytest.approx(
+        [exact_square(vector), 0], rel=1e-6
+    )
+
+
 def test_gram_matrix_is_the_matrix_of_dot_products() -> None:
     vectors = [randn(2 * BLOCK + 5, seed) for seed in range(4)]
     gram = gram_matrix(vectors)

@@ -468,6 +468,17 @@ def test_a_malformed_training_record(text: str, tmp_path: Path) -> None:
     assert len(caught.value.message) < 1000
 
 
+def test_a_companion_that_cannot_be_looked_at_is_not_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "model.safetensors", "a")
+    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="symbolic links") as caught:
+        companions(open_checkpoint(str(tmp_path)))
+    assert caught.value.code == "checkpoint_unreadable"
+    (tmp_path / "config.json").unlink()
+    assert companions(open_checkpoint(str(tmp_path))) == []
+
+
 def test_companions_are_configuration_and_tokenizer_only(tmp_path: Path) -> None:
     wanted = {
         "config.json", "generation_config.json", "open_clip_config.json", "tokenizer.json",

@@ -23,6 +23,8 @@ def test_yaml_and_json_say_the_same(tmp_path):
         ("r.json", b'{"a": 1,\n "b": }', "r.json:2:7: not JSON"),
         ("r.yaml", b"\xff\xfe\x00", "is not UTF-8"),
         ("r.json", b"[]", "is a mapping"),
+        ("r.json", b'{"scaling": 0.3, "scaling": 1.0}', "'scaling' stands twice"),
+        ("r.yaml", b"method: {name: cclip, rho: 1, rho: 2}", "'rho' stands twice"),
     ],
 )
 def test_what_is_no_recipe_is_refused(tmp_path, name, content, message):
@@ -31,6 +33,11 @@ def test_what_is_no_recipe_is_refused(tmp_path, name, content, message):
         load_recipe(tmp_path / name)
     assert message in str(raised.value)
     assert raised.value.errors[0].loc == ()
+
+
+def test_yaml_may_override_what_it_merges_in(tmp_path):
+    (tmp_path / "r.yaml").write_text("models:\n  - &a {uri: x, weight: 1}\n  - {<<: *a, uri: y}\n")
+    assert load_recipe(tmp_path / "r.yaml")["models"][1] == {"uri": "y", "weight": 1}
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

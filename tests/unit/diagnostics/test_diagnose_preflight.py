@@ -156,7 +156,6 @@ def test_every_refusal_at_once(body: dict[str, Any], tmp_path: Path) -> None:
     body["output"] = str(tmp_path / "taken")
     assert refusals(body) == [
         (("models", 0, "coefficient"), "coefficients_not_allowed"),
-        (("models", 0, "weight"), "missing_weight"),
         (("output",), "output_exists"),
     ]
     body["models"] = [{"uri": str(tmp_path / "nowhere")}]

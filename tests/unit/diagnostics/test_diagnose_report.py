@@ -105,6 +105,12 @@ def test_long_names_leave_room_for_the_picture() -> None:
     assert figure.axes[0].get_position().width > 1 / 3
 
 
+def test_the_dots_are_those_of_the_models_that_moved() -> None:
+    with quiet_axes():
+        [dots] = pictures._agreement(diagnosis(3)).axes[0].lines
+    assert list(zip(*dots.get_data(), strict=True)) == [(0, 0.5), (2, 0.5)]
+
+
 def test_a_log_axis_has_plain_numbers() -> None:
     alike = {"parameters": 1, "shares": [1.0], "mean_cosine": None, "agreement": [0.0, 1.0]}
     groups = [{"name": f"layers.{norm}", "norms": [norm], **alike} for norm in (0.02, 3.0)]

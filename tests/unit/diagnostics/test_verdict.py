@@ -133,6 +133,13 @@ def test_signs_that_conflict() -> None:
     assert not says(diagnosis(own), "signs")
 
 
+def test_a_model_equal_to_the_base_has_no_part_in_the_signs() -> None:
+    independent = [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, -1.0, -1.01], [0.0] * 4]
+    assert not says(diagnosis(independent), "signs conflict")
+    opposed = [[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, -1.0, -1.0], [0.0] * 4]
+    assert says(diagnosis(opposed), "signs conflict", "is 0.25 on average, and 0.50 for independent signs")
+
+
 def test_models_that_change_different_coordinates_do_not_conflict() -> None:
     result = diagnosis(ORTHOGONAL)
     assert mean_agreement(result.agreement) == 0.25 < 0.8 * agreement_of_independent_signs(4)

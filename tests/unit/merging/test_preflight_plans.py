@@ -138,6 +138,12 @@ def test_identity_changes_with_whatever_decides_the_output(base: str, tmp_path: 
     assert planned(base, [model], tmp_path / "out").identity == first.identity
     assert planned(base, [model], tmp_path / "out", scaling=0.5).identity != first.identity
     assert planned(base, [model], tmp_path / "out", scaling=0.5).inputs == first.inputs
+    record = Path(model) / "training.json"
+    record.write_text('{"steps": 10}')
+    recorded = planned(base, [model], tmp_path / "out")
+    assert recorded.identity != first.identity
+    record.write_text('{"steps": 20}')
+    assert planned(base, [model], tmp_path / "out").identity not in (first.identity, recorded.identity)
     weights = Path(model) / "model.safetensors"
     weights.write_bytes(weights.read_bytes())
     assert planned(base, [model], tmp_path / "out").inputs != first.inputs

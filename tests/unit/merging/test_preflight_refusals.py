@@ -212,7 +212,7 @@ def test_numbers_and_names_out_of_range(
         ([float("nan"), 1.0], [(("models", 0, "weight"), "finite_number")]),
         ([1.0, float("inf")], [(("models", 1, "weight"), "finite_number")]),
         ([0.0, 0.0], [(("models", 0, "weight"), "zero_weights")]),
-        ([1.0, None], [(("models", 1, "weight"), "missing_weight")]),
+        ([0.0, 1e308], [(("models", 1, "weight"), "less_than_equal")]),
     ],
 )
 def test_weights(
@@ -237,19 +237,36 @@ def test_coefficients_belong_to_task_arithmetic_alone(body: Body) -> None:
     assert refusals(body | {"method": "median"}) == [
         (("models", 0, "coefficient"), "coefficients_not_allowed")
     ]
-    with_scale = {"name": "task_arithmetic", "scale": "sum"}
-    assert refusals(body | {"method": with_scale}) == [(("method", "scale"), "scale_with_coefficients")]
 
 
-def test_coefficients_are_given_to_all_models_and_without_weights(body: Body) -> None:
+def test_an_absent_weight_is_one(body: Body) -> None:
+    body["models"][0]["weight"] = 3.0
+    assert [one.weight for one in plan(body).contributions([0, 1])] == [0.75, 0.25]
+
+
+def test_coefficients_replace_weights_and_scale(body: Body) -> None:
+    body["method"] = {"name": "task_arithmetic", "scale": "mean"}
+    for one in body["models"]:
+        one |= {"coefficient": -0.5, "weight": 0.0}
+    planned = plan(body)
+    assert planned.rule.coefficients(planned.contributions([0, 1])) == [-0.5, -0.5]
+
+
+def test_true_is_no_number(body: Body) -> None:
+    body["models"][0]["training"] = {"steps": True}
+    assert refusals(body | {"scaling": True}) == [
+        (("models", 0, "training", "steps"), "bool_type"),
+        (("scaling",), "bool_type"),
+    ]
+    del body["models"][0]["training"]
+    assert refusals(body | {"method": {"name": "cclip", "rho": True}}) == [(("method", "rho"), "bool_type")]
+
+
+def test_coefficients_are_given_to_all_models(body: Body) -> None:
     body["models"][0]["coefficient"] = 1.0
     assert refusals(body) == [(("models", 1, "coefficient"), "missing_coefficient")]
     body["models"][1]["coefficient"] = float("inf")
     assert refusals(body) == [(("models", 1, "coefficient"), "finite_number")]
-    body["models"][1]["coefficient"] = 1.0
-    for one in body["models"]:
-        one["weight"] = 1.0
-    assert {code for _, code in refusals(body)} == {"weight_and_coefficient"}
 
 
 def test_fednova_names_every_model_without_a_record(body: Body, tmp_path: Path) -> None:
@@ -370,12 +387,10 @@ def test_too_little_disk(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_problems_of_all_kinds_come_at_once(body: Body, tmp_path: Path) -> None:
     body["method"] = {"name": "fedgma"}
-    body["models"][0]["weight"] = 1.0
     body["models"][1]["uri"] = str(tmp_path / "nowhere")
     Path(body["output"]).mkdir()
     assert {loc for loc, _ in refusals(body)} == {
         ("method", "rho"),
-        ("models", 1, "weight"),
         ("models", 1, "uri"),
         ("output",),
     }

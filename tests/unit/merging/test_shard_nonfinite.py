@@ -200,3 +200,16 @@ def test_differing_integers_are_noticed_and_taken_from_the_base(inputs: Inputs) 
     merged = merge(plan)
     assert merged.load()["steps"].tolist() == [0]
     assert {plan.names[index] for index in merged.sums.differing} == {"steps"}
+
+
+@pytest.mark.parametrize("differing", [False, True])
+def test_quantised_weights_that_differ_are_not_merged(inputs: Inputs, differing: bool) -> None:
+    packed = torch.zeros(1 << 21, dtype=torch.int8)
+    inputs.base["packed"] = packed
+    for model in inputs.models:
+        model["packed"] = packed + differing
+    if not differing:
+        merge(inputs.plan())
+        return
+    error = failure(inputs.plan())
+    assert (error.code, error.details) == ("quantised", {"tensors": ["packed"], "total": 1})

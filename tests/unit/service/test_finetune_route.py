@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from checkpoint_files import save
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -46,8 +48,7 @@ def http(tmp_path: Path, store: Store) -> TestClient:
 
 @pytest.fixture
 def body(tmp_path: Path) -> dict[str, Any]:
-    base = tmp_path / "in" / "base"
-    base.mkdir(parents=True)
+    base = Path(save(tmp_path / "in" / "base", {"a": torch.zeros(2)}))
     (base / "open_clip_config.json").write_text("{}")
     (tmp_path / "made").mkdir()
     (tmp_path / "in" / "data").mkdir()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.policy import check_finetune, check_merge
+from service.policy import check_diagnose, check_finetune, check_merge
 from service.settings import Settings
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import FinetuneRequest, MergeRequest
+from taumerge.schemas import DiagnoseRequest, FinetuneRequest, MergeRequest
 
 
 @pytest.fixture
@@ -169,9 +169,18 @@ def test_everything_is_refused_at_once_and_names_only_what_was_asked_for(
 @pytest.mark.parametrize(
     ("base", "dataset", "refusals"),
     [
-        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/gulls/shades"}, []),
-        ("open_clip://ViT-B-32/openai", {"name": "mnist", "root": "hf://datasets/gulls/digits@v1"}, []),
-        ("hf://datasets/gulls/shades", {"uri": "hf://datasets/gulls/shades"}, [("base", "unsupported_uri")]),
+        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/gulls/shades"}, [("uri", "not_allowed")]),
+        (
+            "open_clip://ViT-B-32/openai",
+            {"name": "mnist", "root": "hf://datasets/gulls/digits@v1"},
+            [("root", "not_allowed")],
+        ),
+        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/terns/shades@v1"}, []),
+        ("open_clip://ViT-B-32/openai", {"name": "mnist", "root": "hf://datasets/terns/digits"}, []),
+        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/skuas/shades"}, []),
+        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/skuas/others"}, [("uri", "not_allowed")]),
+        ("open_clip://ViT-B-32/openai", {"uri": "hf://datasets/terns"}, [("uri", "unsupported_uri")]),
+        ("hf://datasets/terns/shades", {"uri": "hf://datasets/terns/shades"}, [("base", "unsupported_uri")]),
         ("/etc", {"uri": "/etc", "format": "parquet"}, [("base", "not_allowed"), ("uri", "not_allowed")]),
         ("open_clip://ViT-B-32/openai", {"name": "mnist", "root": "/etc"}, [("root", "not_allowed")]),
         (
@@ -181,9 +190,14 @@ def test_everything_is_refused_at_once_and_names_only_what_was_asked_for(
         ),
     ],
 )
-def test_what_is_published_is_fetched_and_everything_else_lies_in_a_root(
-    settings: Settings, tmp_path: Path, base: str, dataset: dict[str, str], refusals: list[tuple[str, str]]
+def test_what_a_fine_tune_reads_lies_in_a_root_but_for_a_base_by_name(
+    tmp_path: Path, base: str, dataset: dict[str, str], refusals: list[tuple[str, str]]
 ) -> None:
+    settings = Settings(
+        read_roots="hf://gulls,hf://datasets/terns,hf://datasets/skuas/shades",
+        write_roots=str(tmp_path / "out"),
+        state_dir=tmp_path / "state",
+    )
     task = {"kind": "clip", "dataset": dataset}
     request = FinetuneRequest.model_validate(
         {"base": base, "task": task, "output": str(tmp_path / "out" / "new")}
@@ -194,6 +208,25 @@ def test_what_is_published_is_fetched_and_everything_else_lies_in_a_root(
     except InvalidRequest as error:
         found = [(item.loc[-1], item.code) for item in error.errors]
     assert found == refusals
+
+
+@pytest.mark.parametrize(("roots", "codes"), [("hf://datasets", []), ("hf://gulls", ["not_allowed"])])
+def test_what_an_evaluation_reads_lies_in_a_root(tmp_path: Path, roots: str, codes: list[str]) -> None:
+    settings = Settings(read_roots=f"/models,{roots}", write_roots="/models/out", state_dir=tmp_path)
+    task = {"dataset": {"uri": "hf://datasets/gulls/shades@v1"}}
+    request = DiagnoseRequest.model_validate(
+        {
+            "base": "/models/base",
+            "models": ["/models/ft"],
+            "evaluation": {"kind": "clip", "tasks": {"a": task}},
+        }
+    )
+    found: list[str] = []
+    try:
+        check_diagnose(request, settings)
+    except InvalidRequest as error:
+        found = [item.code for item in error.errors]
+    assert found == codes
 
 
 REMOTE_ROOTS = (
@@ -261,7 +294,10 @@ def test_outside_the_remote_write_root(remote_settings: Settings, output: str) -
     [
         ("s3://", "."),
         ("s3://u:p@models/x", "."),
-        ("hf://datasets", "."),
+        ("hf://spaces", "."),
+        ("hf://spaces/owner", "."),
+        ("hf://datasets/owner/name@main", "."),
+        ("hf://datasets/owner/name/data", "."),
         ("hf://owner/repo@main", "."),
         ("https://host/x?sig=1", "."),
         ("ftp://host/x", "."),

@@ -113,14 +113,16 @@ def parse_remote(uri: str) -> RemotePath:
 
 
 def parse_root(uri: str) -> tuple[str, ...]:
-    """The segments of a URI prefix that the operator allows; ``hf://owner`` allows every repository of an owner.
+    """The segments of a URI prefix that the operator allows: ``hf://owner`` every model of an owner,
+    ``hf://datasets``, ``hf://datasets/owner`` and ``hf://datasets/owner/name`` data sets.
 
     Raises:
         CheckpointError: as ``parse_remote``.
     """
-    owner = uri.removeprefix("hf://").removesuffix("/")
-    if uri.startswith("hf://") and _HUB_NAME.fullmatch(owner) and owner not in _HUB_TYPES:
-        return ("hf", owner)
+    names = uri.removeprefix("hf://").removesuffix("/").split("/")
+    longest = 3 if names[0] == "datasets" else 0 if names[0] in _HUB_TYPES else 1
+    if uri.startswith("hf://") and len(names) <= longest and all(map(_HUB_NAME.fullmatch, names)):
+        return ("hf", *names)
     path = parse_remote(uri)
     if path.revision:
         raise _refused("a root names a repository; leave out the revision")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from taumerge.errors import JobFailed
 from workers.checkpoints.files import FileRecord
@@ -67,15 +67,19 @@ class RemoteReader:
     def map(self) -> mmap.mmap:
         """All of the file, from an unnamed copy on the disk; stays valid when the reader is closed."""
         with tempfile.TemporaryFile() as copy:
-            window: list[_Part] = []
-            for start, end in coalesced([(0, self.record.size)]):
-                window.append(self._begin(start, end))
-                if len(window) == IN_FLIGHT:
-                    copy.write(self._content(window.pop(0)))
-            for part in window:
-                copy.write(self._content(part))
+            self.copy_to(copy)
             copy.flush()
             return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def copy_to(self, copy: BinaryIO) -> None:
+        """Write all of the file."""
+        window: list[_Part] = []
+        for start, end in coalesced([(0, self.record.size)]):
+            window.append(self._begin(start, end))
+            if len(window) == IN_FLIGHT:
+                copy.write(self._content(window.pop(0)))
+        for part in window:
+            copy.write(self._content(part))
 
     def close(self) -> None:
         for part in self._parts:

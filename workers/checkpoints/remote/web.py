@@ -140,10 +140,14 @@ def _is_public(place: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     embedded = getattr(place, "sixtofour", None) or (getattr(place, "teredo", None) or (None, None))[1]
     if place in _NAT64:
         embedded = ipaddress.IPv4Address(int(place) & 0xFFFFFFFF)
-    return place.is_global and not place.is_multicast and (embedded is None or embedded.is_global)
+    if not place.is_global or place.is_multicast or any(place in network for network in _LOCAL):
+        return False
+    return embedded is None or embedded.is_global
 
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL = [ipaddress.ip_network(one) for one in ("fec0::/10", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")]
+"""Site-local addresses, NAT64 of a site's own, and IPv4 addresses written as IPv6 in two old ways."""
 
 
 def _version(response: aiohttp.ClientResponse) -> str:

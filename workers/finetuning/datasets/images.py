@@ -68,8 +68,14 @@ def split_validation(data: LabelledImages) -> tuple[LabelledImages, LabelledImag
 def split_indices(count: int) -> tuple[list[int], list[int]]:
     """The examples of ``split_validation`` out of ``count``."""
     size = min(count // 10, LARGEST_VALIDATION)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    order = fixed_order(count)
     return order[: count - size], order[count - size :]
+
+
+def fixed_order(count: int) -> list[int]:
+    """0 … ``count`` − 1 in an order that is random and always the same."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    return order
 
 
 def ahead(
@@ -97,7 +103,7 @@ def check_images(
 ) -> LabelledImages:
     """``sound_images``, with an image for each class; raises InvalidRequest with ``empty_class`` too."""
     data = sound_images(data, skip_corrupt=skip_corrupt, threads=threads, loc=loc)
-    check_classes(data, loc)
+    check_classes(data.classes, data.labels, "image", loc)
     return data
 
 
@@ -135,12 +141,14 @@ def check_labels(data: LabelledImages, loc: Sequence[str | int]) -> None:
         raise InvalidRequest.at((*loc, "dataset"), "label_out_of_range", message)
 
 
-def check_classes(data: LabelledImages, loc: Sequence[str | int]) -> None:
-    """Check that every class has an image; raises InvalidRequest with ``empty_class``."""
-    empty = sorted(set(range(len(data.classes))) - set(data.labels))
+def check_classes(
+    classes: Sequence[str], labels: Sequence[int], example: str, loc: Sequence[str | int]
+) -> None:
+    """Check that every class has an ``example``; raises InvalidRequest with ``empty_class``."""
+    empty = sorted(set(range(len(classes))) - set(labels))
     if empty:
         message = (
-            f"class {data.classes[empty[0]]!r} has no image ({len(empty)} of {len(data.classes)} classes have none); "
+            f"class {classes[empty[0]]!r} has no {example} ({len(empty)} of {len(classes)} classes have none); "
             "add some, or leave the class out"
         )
         raise InvalidRequest.at((*loc, "dataset"), "empty_class", message)

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torchvision import datasets as torchvision
 
-from workers.finetuning.datasets.images import SPLIT_SEED, LabelledImages
+from workers.finetuning.datasets.images import LabelledImages, fixed_order
 
 Split = Literal["train", "test"]
 
@@ -41,7 +40,7 @@ def _eurosat(root: Path, split: Split) -> LabelledImages:
     eurosat = torchvision.EuroSAT(root)
     everything = _of_paths(eurosat.classes, eurosat.samples)
     count = len(everything)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    order = fixed_order(count)
     return everything.subset(order[count // 9 :] if split == "train" else order[: count // 9])
 
 

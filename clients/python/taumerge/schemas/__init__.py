@@ -12,6 +12,7 @@ from taumerge.schemas._parts import (
     JobError,
     OutputFile,
     Progress,
+    RequestPart,
 )
 from taumerge.schemas.diagnose import (
     DiagnoseRequest,
@@ -103,6 +104,7 @@ __all__ = [
     "Plan",
     "Problem",
     "Progress",
+    "RequestPart",
     "Resources",
     "ScalingRange",
     "Scores",

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 MAX_MODELS = 256
 LARGEST_FACTOR = 1e30
@@ -27,9 +38,18 @@ byte_size = TypeAdapter(ByteSize)
 
 
 class RequestPart(BaseModel):
-    """A part of a request: unknown fields are refused, so that a typo is never ignored."""
+    """A part of a request: nothing in it is ignored, and true or false (YAML's yes, no, on, off) is no number."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError(
+                "bool_type", "neither true nor false (in YAML also yes, no, on, off) is a number"
+            )
+        return value
 
 
 class AnswerPart(BaseModel):

@@ -63,16 +63,6 @@ class FinetuneTask(RequestPart):
     packing: bool = False
     """``causal_lm``: fill every sequence with whole examples, instead of batching examples of similar length."""
 
-    @field_validator("templates")
-    @classmethod
-    def _with_a_place_for_the_name(cls, templates: list[str] | None) -> list[str] | None:
-        for template in templates or ():
-            if template.count("{}") != 1:
-                raise ValueError(
-                    f"a template holds {{}} once, where the class name goes; {template!r} does not"
-                )
-        return templates
-
 
 class TrainSpec(RequestPart):
     """AdamW; learning rate linear up to its peak, then cosine to zero, step by step."""

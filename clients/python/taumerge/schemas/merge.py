@@ -32,10 +32,10 @@ class ModelRef(RequestPart):
 
     uri: str = Field(min_length=1)
     """A checkpoint directory in Hugging Face or open_clip layout, or one ``.safetensors`` file."""
-    weight: FiniteFloat | None = Field(default=None, ge=0)
-    """p_t before normalisation to Σ p_t = 1. Absent on every model: 1/T."""
+    weight: FiniteFloat | None = Field(default=None, ge=0, le=LARGEST_FACTOR)
+    """p_t before normalisation to Σ p_t = 1. Absent: 1, so that models without weights have 1/T each."""
     coefficient: FiniteFloat | None = Field(default=None, ge=-LARGEST_FACTOR, le=LARGEST_FACTOR)
-    """c_t of V = Σ c_t τ_t (``task_arithmetic`` only, on every model; may be negative)."""
+    """c_t of V = Σ c_t τ_t (``task_arithmetic`` only, on every model; may be negative), instead of weight and scale."""
     training: Training | None = None
     """Wins over ``training.json`` beside the checkpoint, field by field."""
 

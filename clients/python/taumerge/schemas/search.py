@@ -24,7 +24,7 @@ class TaskModel(RequestPart):
     """As in a merge."""
     task: str = Field(min_length=1)
     """A key of ``evaluation.tasks``; every task has one model, whose score normalises the others."""
-    weight: FiniteFloat | None = Field(default=None, ge=0)
+    weight: FiniteFloat | None = Field(default=None, ge=0, le=LARGEST_FACTOR)
     """p_t before normalisation, as in a merge."""
     training: Training | None = None
     """As in a merge."""
@@ -71,7 +71,7 @@ class EvaluationTask(RequestPart):
     num_fewshot: int | None = Field(default=None, ge=0)
     """``lm_eval``: worked examples before each question; null: as the task says."""
     limit: int | None = Field(default=None, ge=1)
-    """Examples of each split at most, from the first on; null: all."""
+    """Examples of each split at most, drawn with a fixed seed; null: all."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What an evaluator of your own takes."""
 
