@@ -22,10 +22,10 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs
-from service.deployment import SERVE_APP, deploy, undeploy
+from service.deployment import SERVE_APP, deploy, listening_host, undeploy
 from service.migrations import SchemaTooNew
 from service.runner import start_runner
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.store import Store
 
 READY_SECONDS = 180.0
@@ -77,7 +77,9 @@ def _read_settings() -> Settings:
 
 
 def _describe(loc: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ").replace(
+        "Extra inputs are not permitted", "there is no such setting"
+    )
     if not loc:
         return message
     name = str(loc[0]).upper()
@@ -86,13 +88,19 @@ def _describe(loc: tuple[int | str, ...], message: str) -> str:
 
 def _check_database(url: str) -> None:
     try:
+        # What is no URL may have a password anywhere, and so may the parser's complaint; a query may have one too.
+        shown = make_url(url).set(query={}).render_as_string(hide_password=True)
+    except (SQLAlchemyError, ValueError):
+        raise CannotStartError(
+            "TAUMERGE_DATABASE_URL is no URL: write postgresql://USER:PASSWORD@HOST/DATABASE, special characters "
+            "percent-encoded, or sqlite:////PATH"
+        ) from None
+    try:
         Store.open(url).close()
     except (SQLAlchemyError, SchemaTooNew, OSError, ImportError) as error:
-        with contextlib.suppress(SQLAlchemyError):
-            url = make_url(url).render_as_string(hide_password=True)
         reason = _first_line(getattr(error, "orig", None) or error)
         raise CannotStartError(
-            f"the database {url} (TAUMERGE_DATABASE_URL) cannot be used: {reason}"
+            f"the database {shown} (TAUMERGE_DATABASE_URL) cannot be used: {reason}"
         ) from None
 
 
@@ -126,7 +134,9 @@ def _ray_cluster() -> Iterator[None]:
 def _deployed(settings: Settings) -> Iterator[None]:
     """The service on this cluster, in the place of one that is there, until the end of the block."""
     others = sorted(serve.status().applications.keys() - {SERVE_APP})
-    if not others:
+    if others:
+        _check_listening(settings, others)
+    else:
         serve.shutdown()  # type: ignore[no-untyped-call]  # an earlier service may listen elsewhere
         _check_port(settings.host, settings.port)
     runner = start_runner(settings)
@@ -154,6 +164,15 @@ def _limit_stopping() -> None:
     timer = threading.Timer(STOP_SECONDS, give_up)
     timer.daemon = True
     timer.start()
+
+
+def _check_listening(settings: Settings, others: Sequence[str]) -> None:
+    """Serve goes on to listen where it does for the other applications, whatever the settings say."""
+    host = listening_host()
+    if settings.token is None and host is not None and not is_loopback(host):
+        raise CannotStartError(
+            f"Ray Serve listens on {host} on this cluster, for {', '.join(others)}: set TAUMERGE_TOKEN"
+        )
 
 
 def _check_port(host: str, port: int) -> None:

@@ -6,24 +6,27 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.json_schema import models_json_schema
+from pydantic_core import to_json
 
 from service import events, metrics, policy, problems
-from service.gate import BearerToken, BodyLimit
+from service.gate import BearerToken, BodyLimit, LoopbackHost
 from service.problems import documented, problem
 from service.settings import Settings
 from service.store import Store
+from taumerge.errors import InvalidRequest
 from taumerge.schemas import (
     DiagnoseRequest,
     FinetuneRequest,
@@ -45,6 +48,8 @@ from workers.search import check_search
 __all__ = ["create_app"]
 
 MAX_WAIT_SECONDS = 60
+PREFLIGHTS = 8
+"""Preflights that run at once: the threads that answer everything else are never all taken by slow disks."""
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.1
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])', re.IGNORECASE)
 
@@ -57,6 +62,7 @@ class _Service:
     store: Store
     plan: Callable[[MergeRequest], Plan]
     wake: Callable[[JobKind], None]
+    preflights: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PREFLIGHTS))
 
 
 def create_app(
@@ -77,6 +83,8 @@ def create_app(
     app.add_middleware(BodyLimit)
     if settings.token is not None:
         app.add_middleware(BearerToken, token=settings.token.get_secret_value())
+    else:
+        app.add_middleware(LoopbackHost)
     return app
 
 
@@ -109,12 +117,22 @@ def _json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 _QUEUED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job, "description": "The job that ended in time"},
     202: {"model": Job, "description": "The queued job"},
-    **documented(400, 401, 403, 409, 413, 422, 429, 503),
+    **documented(401, 403, 409, 413, 422, 429, 503),
 }
 _PLANNED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job | Plan, "description": "The plan of a dry run, or the job that ended in time"}
 }
-Prefer = Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")]
+
+
+def _prefer(
+    request: Request,
+    prefer: Annotated[str | None, Header(description="`wait=N`: seconds, at most 60")] = None,
+) -> str:
+    return ",".join(request.headers.getlist("prefer"))  # the parameter, for OpenAPI, is one of its lines only
+
+
+Answer = TypeVar("Answer")
+Prefer = Annotated[str, Depends(_prefer)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
@@ -122,25 +140,24 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 async def merge(
     merge: MergeRequest,
     service: ServiceOf,
+    prefer: Prefer,
     dry_run: bool = False,
-    prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a merge, or with `dry_run` say what it would do."""
+
+    def check() -> Plan:
+        policy.check_merge(merge, service.settings)
+        return service.plan(merge)
+
     if dry_run:
-        policy.check_merge(merge, service.settings)
-        return _json(await run_in_threadpool(service.plan, merge))
-
-    def check() -> None:
-        policy.check_merge(merge, service.settings)
-        service.plan(merge)
-
+        return _json(await _preflight(service, check))
     return await _queue(service, "merge", merge, check, prefer, idempotency_key)
 
 
 @router.post("/search", responses=_QUEUED)
 async def search(
-    search: SearchRequest, service: ServiceOf, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
+    search: SearchRequest, service: ServiceOf, prefer: Prefer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue a search for the best rule, its parameters and λ."""
 
@@ -153,10 +170,7 @@ async def search(
 
 @router.post("/finetune", responses=_QUEUED)
 async def finetune(
-    finetune: FinetuneRequest,
-    service: ServiceOf,
-    prefer: Prefer = None,
-    idempotency_key: IdempotencyKey = None,
+    finetune: FinetuneRequest, service: ServiceOf, prefer: Prefer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue a fine-tune, or a grid of them."""
 
@@ -169,10 +183,7 @@ async def finetune(
 
 @router.post("/diagnose", responses=_QUEUED)
 async def diagnose(
-    diagnose: DiagnoseRequest,
-    service: ServiceOf,
-    prefer: Prefer = None,
-    idempotency_key: IdempotencyKey = None,
+    diagnose: DiagnoseRequest, service: ServiceOf, prefer: Prefer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue a diagnosis of heterogeneity."""
 
@@ -187,18 +198,25 @@ async def _queue(
     service: _Service,
     kind: JobKind,
     request: BaseModel,
-    check: Callable[[], None],
-    prefer: str | None,
+    check: Callable[[], object],
+    prefer: str,
     idempotency_key: str | None,
 ) -> Response:
     """Queue a request that passes ``check``, or answer with the job of the same idempotency key."""
-    body = request.model_dump(mode="json")
+    try:
+        body = request.model_dump(mode="json")
+        to_json({"jobs": [{"request": body}]})  # it will be answered within a page of jobs
+    except ValueError:  # of a free-form parameter, what pydantic reads and does not write
+        message = "it is nested too deep, or has text that is no Unicode"
+        raise InvalidRequest.at([], "json_invalid", message) from None
     job = None
     if idempotency_key is not None:
         # Before the check: a job that has succeeded would refuse its own output.
         job = await run_in_threadpool(service.store.find_by_key, idempotency_key, kind, body)
     if job is None:
-        await run_in_threadpool(check)
+        # Before the check, which costs more; ``create`` counts again.
+        await run_in_threadpool(service.store.check_queue, service.settings.max_queued_jobs)
+        await _preflight(service, check)
         job = await run_in_threadpool(
             service.store.create, kind, body, idempotency_key, max_queued=service.settings.max_queued_jobs
         )
@@ -206,10 +224,15 @@ async def _queue(
     return await _answer(service.store, job, prefer)
 
 
-async def _answer(store: Store, job: Job, prefer: str | None) -> Response:
+async def _preflight(service: _Service, check: Callable[[], Answer]) -> Answer:
+    """``check``, in one of the threads that preflights have."""
+    return await to_thread.run_sync(check, limiter=service.preflights)
+
+
+async def _answer(store: Store, job: Job, prefer: str) -> Response:
     """The job: 200 if it has ended, within the preferred wait where there is one, else 202."""
     headers = {"Location": f"/jobs/{job.id}"}
-    if wait := _WAIT.search(prefer or ""):
+    if wait := _WAIT.search(prefer):
         seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
         headers["Preference-Applied"] = f"wait={seconds}"
         job = await _until_ended(store, job, seconds)
@@ -229,13 +252,20 @@ async def _until_ended(store: Store, job: Job, seconds: float) -> Job:
 # --------------------------------------------------------------------------------------------- jobs
 
 
+_NO_NUL = r"^[^\x00]*$"  # which no text in PostgreSQL holds
+JobId = Annotated[str, Path(pattern=_NO_NUL)]
+LastEventId = Annotated[
+    int, BeforeValidator(lambda value: value or 0), Header(ge=0, le=2**63 - 1)
+]  # an empty one is none
+
+
 @router.get("/jobs", responses=documented(401, 403, 422, 503))
 def jobs(
     service: ServiceOf,
     kind: JobKind | None = None,
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: str | None = None,
+    cursor: Annotated[str | None, Query(pattern=_NO_NUL)] = None,
 ) -> JobPage:
     """Jobs, newest first."""
     page, next_cursor = service.store.list(kind=kind, state=state, limit=limit, cursor=cursor)
@@ -243,7 +273,7 @@ def jobs(
 
 
 @router.get("/jobs/{job_id}", responses=documented(401, 403, 404, 422, 503))
-def job(job_id: str, service: ServiceOf) -> Job:
+def job(job_id: JobId, service: ServiceOf) -> Job:
     """One job."""
     return service.store.get(job_id)
 
@@ -256,7 +286,7 @@ def job(job_id: str, service: ServiceOf) -> Job:
 async def job_events(
     job: Annotated[Job, Depends(job)],
     service: ServiceOf,
-    last_event_id: Annotated[int, Header(ge=0)] = 0,
+    last_event_id: LastEventId = 0,
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `progress` (Progress), `state` ({"state": …}) and `log` ({"message": …}).
 
@@ -272,7 +302,7 @@ async def job_events(
     status_code=202,
     responses=documented(401, 403, 404, 409, 422, 503),
 )
-def cancel(job_id: str, service: ServiceOf) -> Job:
+def cancel(job_id: JobId, service: ServiceOf) -> Job:
     """Ask for cancellation: a queued job ends at once, a running one within seconds."""
     return service.store.request_cancel(job_id)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, get_args
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, delete, func, insert, literal, select, update
 
 from service.claims import Claim, Staged
@@ -20,6 +22,11 @@ __all__ = ["Attempts"]
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _json(part: BaseModel) -> Any:
+    """``part`` as JSON has it: null for NaN and infinity, which PostgreSQL does not take."""
+    return json.loads(part.model_dump_json())
 
 
 class Attempts:
@@ -60,7 +67,7 @@ class Attempts:
     ) -> Claim | None:
         """Take the oldest queued job of these ``kinds`` for ``owner``; None where there is none.
 
-        Jobs whose lease has run out go back to the queue first, or fail after ``max_attempts``.
+        Jobs whose lease has run out go back to the queue first, or fail once ``max_attempts`` were lost.
         """
         now = self._clock()
         oldest = (
@@ -93,20 +100,22 @@ class Attempts:
             append_event(connection, row.id, "state", {"state": "running"})
             if row.attempt > 1:
                 add_up(connection, "retries", row.kind, 1)
-                append_event(
-                    connection, row.id, "log", {"message": f"attempt {row.attempt} of {max_attempts} starts"}
-                )
+                append_event(connection, row.id, "log", {"message": f"attempt {row.attempt} starts"})
         return Claim(row.id, row.kind, row.request, owner, row.attempt)
 
-    def heartbeat(self, owner: str, lease_seconds: float) -> None:
-        """Renew the leases of every job that ``owner`` runs, and say that it is there."""
+    def heartbeat(self, owner: str, held: Collection[Claim], lease_seconds: float) -> None:
+        """Renew the leases of the attempts that ``owner`` runs at the moment, and say that it is there.
+
+        Whatever else stands in its name, because a write of its own was lost, runs out and starts again.
+        """
         now = self._clock()
         with self._writing() as connection:
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.state == "running", jobs.c.owner == owner)
-                .values(lease_expires_at=now + timedelta(seconds=lease_seconds))
-            )
+            for claim in held:
+                connection.execute(
+                    update(jobs)
+                    .where(fence(claim))
+                    .values(lease_expires_at=now + timedelta(seconds=lease_seconds))
+                )
             upsert(connection, runners, {"owner": owner, "seen_at": now}, {"seen_at": now})
             connection.execute(delete(runners).where(runners.c.seen_at < now - timedelta(days=1)))
 
@@ -118,7 +127,7 @@ class Attempts:
             connection.execute(delete(runners).where(runners.c.owner == owner))
 
     def lost(self, claim: Claim, reason: str, *, max_attempts: int) -> None:
-        """The attempt's process died: queue the job again, or fail it after ``max_attempts``.
+        """The attempt's process died: queue the job again, or fail it once ``max_attempts`` were lost.
 
         A claim that is no longer valid changes nothing.
         """
@@ -149,7 +158,7 @@ class Attempts:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        data = progress.model_dump(mode="json")
+        data = _json(progress)
         with self._writing() as connection:
             cancel = connection.execute(
                 update(jobs).where(fence(claim)).values(progress=data).returning(jobs.c.cancel_requested)
@@ -177,9 +186,9 @@ class Attempts:
             ]
             added += [("seconds", phase, seconds) for phase, seconds in sorted(result.seconds.items())]
         with self._writing() as connection:
-            outcome = {"result": result.model_dump(mode="json")}
+            outcome = {"result": _json(result)}
             if progress is not None:
-                outcome["progress"] = progress.model_dump(mode="json")
+                outcome["progress"] = _json(progress)
             finish(connection, claim, "succeeded", self._clock(), **outcome)
             for name, label, value in added:
                 add_up(connection, name, label, value)
@@ -191,7 +200,7 @@ class Attempts:
             LeaseLost: the job is no longer this attempt's.
         """
         with self._writing() as connection:
-            finish(connection, claim, "failed", self._clock(), error=error.model_dump(mode="json"))
+            finish(connection, claim, "failed", self._clock(), error=_json(error))
 
     def cancelled(self, claim: Claim) -> None:
         """End the job as cancelled.

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from service import logs
@@ -17,7 +18,7 @@ from service.store import Store
 from taumerge.schemas import JobKind, MergeRequest, Plan
 from workers.merging import plan_merge, stop_shard_actors, worker_count
 
-__all__ = ["SERVE_APP", "application", "deploy", "undeploy"]
+__all__ = ["SERVE_APP", "application", "deploy", "listening_host", "undeploy"]
 
 SERVE_APP = "taumerge"
 REQUEST_MARGIN_SECONDS = 15.0
@@ -57,9 +58,26 @@ def undeploy(runner: Any) -> None:
     stop_shard_actors()
 
 
+def listening_host() -> str | None:
+    """The address that Ray Serve listens at on the cluster that this process is connected to; None where at none."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    host: str | None = None if client is None else client.http_config.host
+    return host
+
+
 def application(args: dict[str, Any]) -> serve.Application:
-    """What ``serve deploy`` builds from deploy/serve.yaml: settings of the environment, ``args`` over them."""
+    """What ``serve deploy`` builds from deploy/serve.yaml: settings of the environment, ``args`` over them.
+
+    Serve listens where its own configuration says, and the default of ``host`` knows nothing of it.
+
+    Raises:
+        ValueError: there is no token, and nobody says that Serve listens on loopback.
+    """
     settings = Settings.model_validate(args)
+    if settings.token is None and "host" not in settings.model_fields_set:
+        raise ValueError(
+            "set TAUMERGE_TOKEN, or TAUMERGE_HOST=127.0.0.1 where Ray Serve listens on loopback only"
+        )
     start_runner(settings)
     return bind(settings)
 

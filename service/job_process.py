@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service import logs, policy
 from service.claims import Claim, LeaseLost, Staged
 from service.settings import Settings
@@ -32,18 +34,24 @@ from workers.settings import WorkerSettings
 __all__ = ["JOBS", "JobFunction", "JobProcess", "Reporter", "warm_up"]
 
 REPORT_SECONDS = 0.25
+PATIENCE_SECONDS = 60.0
+"""How long an attempt goes on while the job store does not answer; longer than a restart of it takes."""
 
 log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Writes progress to the store, at once on a change of phase and else at most every REPORT_SECONDS."""
+    """Writes progress to the store, at once on a change of phase and else at most every REPORT_SECONDS.
+
+    While the store does not answer the job goes on, for PATIENCE_SECONDS; then the attempt is given up.
+    """
 
     def __init__(self, store: Store, claim: Claim) -> None:
         self._store = store
         self._claim = claim
         self._phase: str | None = None
         self._due = 0.0
+        self._silent_since: float | None = None
         self.latest: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
@@ -56,6 +64,14 @@ class Reporter:
             cancel = self._store.report(self._claim, progress)
         except LeaseLost as lost:
             raise Superseded(str(lost)) from None
+        except SQLAlchemyError as error:
+            self._silent_since = self._silent_since or now
+            if time.monotonic() - self._silent_since > PATIENCE_SECONDS:
+                # What is staged stays: the next attempt starts once the lease has run out.
+                raise Superseded(f"the job store does not answer: {error}") from error
+            log.warning("the progress could not be written: %s", error)
+            return
+        self._silent_since = None
         if cancel:
             raise JobCancelled(f"job {self._claim.job_id} was cancelled")
 
@@ -151,7 +167,7 @@ class JobProcess:
         reporter = Reporter(self._store, claim)
         try:
             result = self._jobs[claim.kind](claim, self._settings, reporter)
-        except (LeaseLost, Superseded):
+        except (LeaseLost, Superseded, SQLAlchemyError):  # the last: the runner takes it for a lost attempt
             raise
         except JobCancelled:
             self._store.cancelled(claim)

@@ -11,6 +11,7 @@ from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
 from workers.checkpoints.checkpoint import CheckpointError
 from workers.checkpoints.files import Location, locate
+from workers.checkpoints.names import RECORD
 from workers.checkpoints.remote.path import RemotePath, is_remote, parse_root
 from workers.evaluation.preflight import places
 from workers.finetuning.datasets.hub_address import hub_address, is_hub
@@ -62,12 +63,12 @@ def _evaluation(spec: EvaluationSpec | None) -> Places:
 
 def _check(checkpoints: Places, data: Places, output: str | None, settings: Settings) -> None:
     errors = [
-        _refusal(loc, uri, settings.read_roots, "read", "TAUMERGE_READ_ROOTS", located)
+        _refusal(loc, uri, settings, "read", located)
         for read, located in ((checkpoints, locate), (data, _locate_data))
         for loc, uri in read
     ]
     if output is not None:
-        errors.append(_refusal(("output",), output, settings.write_roots, "write", "TAUMERGE_WRITE_ROOTS"))
+        errors.append(_refusal(("output",), output, settings, "write"))
     if refused := [error for error in errors if error is not None]:
         raise InvalidRequest(refused)
 
@@ -75,24 +76,32 @@ def _check(checkpoints: Places, data: Places, output: str | None, settings: Sett
 def _refusal(
     loc: tuple[str | int, ...],
     uri: str,
-    roots: Sequence[str],
+    settings: Settings,
     verb: str,
-    setting: str,
     located: Callable[[str], Location] = locate,
 ) -> ErrorItem | None:
+    roots = settings.read_roots if verb == "read" else settings.write_roots
     try:
-        allowed = _is_inside(located(uri), roots, verb)
+        place = located(uri)
+        if isinstance(place, RemotePath):
+            problem = None if _is_inside_remote(place, roots, verb) else _outside(verb)
+        else:
+            problem = _local_problem(
+                place, [Path(root) for root in roots if not is_remote(root)], settings, verb
+            )
     except CheckpointError as error:
         return ErrorItem(loc=loc, code=error.code, msg=str(error))
-    except (OSError, RuntimeError):  # a loop of symbolic links
-        return ErrorItem(loc=loc, code="not_allowed", msg=f"{uri} cannot be resolved to a path")
-    if allowed:
+    except (OSError, RuntimeError):  # a loop of symbolic links, or a name that no disk takes
+        problem = "cannot be resolved to a path"
+    if problem is None:
         return None
-    return ErrorItem(
-        loc=loc,
-        code="not_allowed",
-        msg=f"{uri} is not inside a directory that this service may {verb}, or a link in it leads out of there; "
-        f"choose another path, or ask its operator to extend {setting}",
+    return ErrorItem(loc=loc, code="not_allowed", msg=f"{uri} {problem}")
+
+
+def _outside(verb: str) -> str:
+    return (
+        f"is not inside a directory that this service may {verb}, or a link in it leads out of there; "
+        f"choose another path, or ask its operator to extend TAUMERGE_{verb.upper()}_ROOTS"
     )
 
 
@@ -106,25 +115,40 @@ def _locate_data(uri: str) -> Location:
         raise CheckpointError("unsupported_uri", str(error)) from None
 
 
-def _is_inside(place: Location, roots: Sequence[str], verb: str) -> bool:
-    """Whether ``place``, and what links directly in it lead to, are below a root.
+def _is_inside_remote(place: RemotePath, roots: Sequence[str], verb: str) -> bool:
+    prefixes = [parse_root(root) for root in roots if is_remote(root)]
+    return any(
+        place.segments[: len(prefix)] == prefix and (verb == "read" or place.segments != prefix)
+        for prefix in prefixes
+    )
+
+
+def _local_problem(place: Path, roots: Sequence[Path], settings: Settings, verb: str) -> str | None:
+    """What forbids ``place``, or what links directly in it lead to.
 
     Raises ``OSError`` or ``RuntimeError`` where links lead nowhere.
     """
-    if isinstance(place, RemotePath):
-        prefixes = [parse_root(root) for root in roots if is_remote(root)]
-        return any(
-            place.segments[: len(prefix)] == prefix and (verb == "read" or place.segments != prefix)
-            for prefix in prefixes
-        )
     # The real path, with links and ".." resolved: what will be opened, not what was written.
+    for path in _read_with(place) if verb == "read" else [place.resolve()]:
+        # An output that is itself a root would put the merge's work directory beside it, outside the root.
+        allowing = [root for root in roots if path.is_relative_to(root) and (verb == "read" or path != root)]
+        if not allowing:
+            return _outside(verb)
+        state = settings.state_dir
+        touches_state = path.is_relative_to(state) or (verb == "write" and state.is_relative_to(path))
+        # A root below the state directory was set for requests; one around it was not set for the state.
+        if touches_state and not any(root != state and root.is_relative_to(state) for root in allowing):
+            return "holds the state of this service itself, or lies in it; choose another path"
+    # What is written goes by the text of the path, where ".." after a link means another place.
+    if verb == "write" and ".." in place.parts:
+        return "has .. in it; write the path of an output without"
+    return None
+
+
+def _read_with(place: Path) -> list[Path]:
+    """The real paths of ``place`` and of what is read beside or in it: files there may be links, too."""
     path = place.resolve()
-    paths = [path]
-    if verb == "read" and path.is_dir():  # files in it may be links, too
-        paths += [Path(entry).resolve() for entry in os.scandir(path) if entry.is_symlink()]
-    local = [root for root in roots if not is_remote(root)]
-    # An output that is itself a root would put the merge's work directory beside it, outside the root.
-    return all(
-        any(one.is_relative_to(root) and (verb == "read" or one != Path(root)) for root in local)
-        for one in paths
-    )
+    if path.is_dir():
+        return [path, *(Path(entry).resolve() for entry in os.scandir(path) if entry.is_symlink())]
+    record = place.parent / RECORD
+    return [path, record.resolve()] if os.path.lexists(record) else [path]

@@ -94,8 +94,11 @@ def _located(item: Mapping[str, Any]) -> ErrorItem:
     return ErrorItem(loc=tuple(loc), code=item["type"], msg=item["msg"])
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's answer to a body that its parser gives up on
+        message = "not JSON that can be read: it is not UTF-8, or nested too deep"
+        return await _invalid(request, InvalidRequest.at([], "json_invalid", message))
     code = _CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     return problem(error.status_code, code, error.detail, headers=error.headers)
 

@@ -6,6 +6,7 @@ The runner holds nothing durable. When it dies, its job processes die with it, a
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,10 @@ from ray.exceptions import RayActorError, RayError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs
+from service.claims import Claim
 from service.job_process import JOBS, JobFunction, JobProcess, warm_up
 from service.settings import Settings
 from service.store import RESUMED_KINDS, Store
-from taumerge.errors import TaumergeError
 from taumerge.schemas import JobKind
 from workers.checkpoints.files import locate
 from workers.checkpoints.remote.staging import staging_for
@@ -45,7 +46,8 @@ class _Slot:
     def __init__(self, kinds: Sequence[JobKind]) -> None:
         self.kinds = kinds
         self.process: Any = None
-        self.running = False
+        self.claim: Claim | None = None
+        """What it runs at the moment."""
         self.latest = 0.0
         """When its latest job ended, by the monotonic clock."""
         self.woken = threading.Event()
@@ -93,7 +95,7 @@ class Runner:
         free = [
             slot
             for slot in self._slots
-            if kind in slot.kinds and not slot.running and not slot.woken.is_set()
+            if kind in slot.kinds and slot.claim is None and not slot.woken.is_set()
         ]
         if free:
             max(free, key=lambda slot: slot.latest).woken.set()
@@ -117,7 +119,8 @@ class Runner:
 
     def _heartbeat(self) -> None:
         try:
-            self._store.heartbeat(self._owner, self._settings.lease_seconds)
+            held = [claim for slot in self._slots if (claim := slot.claim) is not None]
+            self._store.heartbeat(self._owner, held, self._settings.lease_seconds)
         except SQLAlchemyError:
             log.exception("the heartbeat could not be written")
 
@@ -129,18 +132,21 @@ class Runner:
                 self._sweep()
                 if (resident := resident_bytes()) is not None:
                     self._store.note_resident(resident)
-            except (RayError, SQLAlchemyError, TaumergeError):
+            except (RayError, SQLAlchemyError):
                 log.exception("housekeeping is put off")
 
     def _sweep(self) -> None:
         """Remove the hidden directories that no job will go on with."""
         for directory in self._store.orphans():
-            staging = staging_for(locate(directory.output), directory.identity, self._settings.work_dir)
-            staging.discard()
-            if staging.path.exists():
-                log.warning("%s is of no use any more and cannot be removed", staging.path)
-            else:
-                self._store.swept(directory)
+            try:
+                staging = staging_for(locate(directory.output), directory.identity, self._settings.work_dir)
+                staging.discard()
+                if os.path.lexists(staging.path):
+                    log.warning("%s is of no use any more and cannot be removed", staging.path)
+                else:
+                    self._store.swept(directory)
+            except Exception:  # the others do not wait for this one
+                log.exception("what was staged for %s cannot be removed", directory.output)
 
     def _serve(self, slot: _Slot) -> None:
         """A job process, its jobs one after another, and another process when it dies."""
@@ -175,7 +181,7 @@ class Runner:
         )
         if claim is None:
             return False
-        slot.running = True
+        slot.claim = claim
         try:
             ray.get(slot.process.run.remote(claim))
         except RayError as error:
@@ -187,7 +193,7 @@ class Runner:
                 self._store.lost(claim, reason, max_attempts=settings.max_attempts)
             raise
         finally:
-            slot.running, slot.latest = False, time.monotonic()
+            slot.claim, slot.latest = None, time.monotonic()
         return True
 
 

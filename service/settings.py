@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.checkpoints.remote.path import WRITABLE, is_remote, parse_root
 from workers.settings import WorkerSettings
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "is_loopback"]
 
 
 class Settings(WorkerSettings):
@@ -22,18 +29,20 @@ class Settings(WorkerSettings):
     Paths are absolute once read, so that the service's processes agree on them wherever they run.
     """
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, populate_by_name=True, extra="forbid", hide_input_in_errors=True
+    )
 
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of the job store; empty: a SQLite file in ``state_dir``."""
     token: SecretStr | None = Field(default=None, min_length=1)
     """Bearer token that every request must carry; null: none, and loopback only."""
     read_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
     """Directories that requests may read, as paths or ``file:///`` URIs, and prefixes of remote places
     (``s3://bucket/prefix``, ``gs://…``, ``hf://owner``, ``hf://datasets/owner``, ``https://host/path``); separated by
-    commas."""
+    commas, empty: none."""
     write_roots: Annotated[tuple[str, ...], NoDecode] = (".",)
-    """Directories that requests may write into, and prefixes in stores (``s3://…``, ``gs://…``)."""
+    """Directories that requests may write into, and prefixes in stores (``s3://…``, ``gs://…``); empty: none."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=1, le=65535, validation_alias=AliasChoices("TAUMERGE_PORT", "PORT"))
@@ -45,11 +54,22 @@ class Settings(WorkerSettings):
     job_ttl: float | None = Field(default=None, gt=0)
     """Seconds after which ended jobs are forgotten (their outputs stay); null: never."""
     max_attempts: int = Field(default=3, ge=1)
-    """How often a job is started before the loss of its process makes it fail."""
+    """Attempts that may be lost, with their process or their runner, before a job fails; orderly stops do not count."""
     lease_seconds: float = Field(default=15.0, ge=1.0)
     """How long a running job stays with a runner that gives no sign of life."""
     events_seconds: float = Field(default=60.0, gt=0, le=300.0)
     """How long one connection of server-sent events lasts; clients resume with ``Last-Event-ID``."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *args: Any, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        init, *rest = super().settings_customise_sources(settings_cls, *args, **sources)
+        # Other empty variables count as unset, but whoever empties these wants to allow nothing.
+        closed = [
+            name for name in ("read_roots", "write_roots") if os.environ.get(f"TAUMERGE_{name.upper()}") == ""
+        ]
+        return (init, InitSettingsSource(settings_cls, dict.fromkeys(closed, ())), *rest)
 
     @field_validator("read_roots", "write_roots", mode="before")
     @classmethod
@@ -75,7 +95,7 @@ class Settings(WorkerSettings):
     def _complete(self) -> Self:
         if not self.database_url:
             self.database_url = f"sqlite:///{self.state_dir / 'jobs.sqlite3'}"
-        if self.token is None and not _is_loopback(self.host):
+        if self.token is None and not is_loopback(self.host):
             raise ValueError(
                 f"set TAUMERGE_TOKEN to listen on {self.host}: without a token the service listens on loopback only"
             )
@@ -95,7 +115,8 @@ def _root(value: str) -> str:
     return str(path.resolve())
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, an address or a name, is this machine and nothing else."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

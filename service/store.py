@@ -12,7 +12,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 from ulid import ULID
 
 from service.attempts import Attempts
@@ -63,13 +75,20 @@ class Store(Attempts):
             take_turns(connection, "queue")  # so that no other job is queued between the count and the insert
             if idempotency_key is not None and (earlier := _by_key(connection, idempotency_key)) is not None:
                 return _same_request(earlier, kind, request)
-            if max_queued is not None and _queued(connection) >= max_queued:
-                raise QueueFull(
-                    f"{max_queued} jobs are waiting, and no more may (TAUMERGE_MAX_QUEUED_JOBS); try again later"
-                )
+            if max_queued is not None:
+                _check_queue(connection, max_queued)
             job = job_of(connection.execute(insert(jobs).values(row).returning(jobs)).one())
             append_event(connection, job.id, "state", {"state": "queued"})
         return job
+
+    def check_queue(self, max_queued: int) -> None:
+        """Refuse early what ``create`` would refuse.
+
+        Raises:
+            QueueFull: ``max_queued`` jobs wait already.
+        """
+        with self._reading.begin() as connection:
+            _check_queue(connection, max_queued)
 
     def find_by_key(self, idempotency_key: str, kind: JobKind, request: Mapping[str, Any]) -> Job | None:
         """The job that this key made, if there is one.
@@ -150,7 +169,10 @@ class Store(Attempts):
     def events_after(self, job_id: str, event_id: int) -> Sequence[Event]:
         """The job's events after ``event_id``, oldest first."""
         query = select(events.c.id, events.c.event, events.c.data)
-        query = query.where(events.c.job_id == job_id, events.c.id > event_id).order_by(events.c.id)
+        after = literal(
+            event_id, BigInteger()
+        )  # a client may name any; PostgreSQL would not take it for an id
+        query = query.where(events.c.job_id == job_id, events.c.id > after).order_by(events.c.id)
         with self._reading.begin() as connection:
             return [Event(*row) for row in connection.execute(query)]
 
@@ -232,5 +254,8 @@ def _same_request(row: Row[Any], kind: JobKind, request: Mapping[str, Any]) -> J
     return job_of(row)
 
 
-def _queued(connection: Connection) -> int:
-    return connection.execute(select(func.count()).where(jobs.c.state == "queued")).scalar_one()
+def _check_queue(connection: Connection, max_queued: int) -> None:
+    if connection.execute(select(func.count()).where(jobs.c.state == "queued")).scalar_one() >= max_queued:
+        raise QueueFull(
+            f"{max_queued} jobs are waiting, and no more may (TAUMERGE_MAX_QUEUED_JOBS); try again later"
+        )

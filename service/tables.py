@@ -59,6 +59,7 @@ jobs = Table(
     Column("kind", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False, default=0),
+    Column("losses", Integer, nullable=False, server_default="0"),  # attempts that ended without an outcome
     Column("owner", String(64)),
     Column("lease_expires_at", UtcDateTime),
     Column("cancel_requested", Boolean, nullable=False, default=False),

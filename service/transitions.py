@@ -63,19 +63,24 @@ def requeue(
     now: datetime,
     max_attempts: int | None,
 ) -> int:
-    """Take ``which`` running jobs from their owner; without ``max_attempts`` none of them fails. Returns how many."""
+    """Take ``which`` running jobs from their owner. Returns how many.
+
+    Args:
+        max_attempts: lost attempts that make a job fail, this one included; None: nothing was lost, and none fails.
+    """
     taken = len(end(connection, which & jobs.c.cancel_requested, "cancelled", now))
+    lost = 0 if max_attempts is None else 1
     if max_attempts is not None:
         error = JobError(
             code="worker_lost",
-            message=f"the job lost its process at each of {max_attempts} attempts; the last time: {reason}",
+            message=f"the job lost its process in {max_attempts} attempts; the last time: {reason}",
         )
-        spent = which & (jobs.c.attempt >= max_attempts)
+        spent = which & (jobs.c.losses + 1 >= max_attempts)
         taken += len(end(connection, spent, "failed", now, error=error.model_dump(mode="json")))
     rows = connection.execute(
         update(jobs)
         .where(which)
-        .values(state="queued", owner=None, lease_expires_at=None)
+        .values(state="queued", owner=None, lease_expires_at=None, losses=jobs.c.losses + lost)
         .returning(jobs.c.id)
     ).all()
     for row in rows:

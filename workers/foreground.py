@@ -34,7 +34,7 @@ def run_recipe(
     parser.add_argument("recipe", type=Path, help="the request body of the matching POST")
     try:
         request = schema.model_validate(load_recipe(parser.parse_args().recipe))
-        settings = WorkerSettings()
+        settings = _settings()
         _connect()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # in the place of Ray's: as Ctrl-C
         result = run(request, settings, _Printer())
@@ -48,6 +48,15 @@ def run_recipe(
         _fail(130, "interrupted; the output is as it was")
     print(result.model_dump_json(indent=2))
     sys.exit(0)
+
+
+def _settings() -> WorkerSettings:
+    try:
+        return WorkerSettings()
+    except ValidationError:
+        raise
+    except ValueError as error:  # a file that is not there, or no TOML
+        raise InvalidRequest.at(["TAUMERGE_CONFIG"], "unreadable_settings", str(error)) from None
 
 
 def _connect() -> None:

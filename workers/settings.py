@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 
 class WorkerSettings(BaseSettings):
-    """What the shard workers may use. An environment variable wins over the TOML file."""
+    """What the shard workers may use. An environment variable wins over the TOML file.
+
+    The file has the service's settings, too; the names there are those of the variables, with or without the prefix.
+    """
 
     model_config = SettingsConfigDict(env_prefix="TAUMERGE_", extra="ignore")
 
@@ -64,4 +68,7 @@ class WorkerSettings(BaseSettings):
             return sources
         if not Path(toml_file).is_file():
             raise ValueError(f"there is no file {toml_file}")
-        return (*sources, TomlConfigSettingsSource(settings_cls, toml_file))
+        with Path(toml_file).open("rb") as file:
+            values = tomllib.load(file)
+        named = {name.lower().removeprefix("taumerge_"): value for name, value in values.items()}
+        return (*sources, InitSettingsSource(settings_cls, named))

@@ -25,6 +25,7 @@ from service.store import Store
 from taumerge.schemas import MergeRequest, Plan
 from workers.merging import plan_merge
 
+HOST = {"Host": "localhost"}
 EXAMPLES = 25
 CHECKS = (
     not_a_server_error,
@@ -48,7 +49,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         events_seconds=0.1,
     )
     store = Store.open(settings.database_url)
-    store.heartbeat("runner", lease_seconds=60)
+    store.heartbeat("runner", [], lease_seconds=60)
     store.create("merge", {"base": "/b"})
     store.request_cancel(store.create("merge", {"base": "/b"}).id)
 
@@ -56,7 +57,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         return plan_merge(request, workers=2, worker_memory=0).describe()
 
     app = create_app(settings, store, plan=plan, wake=lambda kind: None)
-    yield schemathesis.openapi.from_asgi("/openapi.json", app)
+    yield schemathesis.openapi.from_asgi("/openapi.json", app, headers=HOST)
     store.close()
 
 
@@ -68,7 +69,7 @@ def test_answers_are_those_of_the_document(api: Any) -> None:
         @hypothesis.given(case=operation.as_strategy())
         @hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
         def ask(case: Any) -> None:
-            case.call_and_validate(checks=CHECKS)
+            case.call_and_validate(checks=CHECKS, headers=HOST)
 
         ask()
     assert {"POST /merge", "POST /search", "GET /jobs/{job_id}", "POST /jobs/{job_id}/cancel"} <= asked

@@ -27,7 +27,7 @@ from workers.checkpoints.files import (
     state_of,
 )
 from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
-from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, PICKLED, STEMS
+from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, PICKLED, RECORD, STEMS
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.strict_json import parse_object
 
@@ -139,7 +139,7 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         if not _is_whole(checkpoint) and _has_neighbours(checkpoint):
             return {}
-        return _read_object(checkpoint.directory / "training.json", _LARGEST_RECORD)
+        return _read_object(checkpoint.directory / RECORD, _LARGEST_RECORD)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "COMPANIONS", "PICKLED", "STEMS"]
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "COMPANIONS", "PICKLED", "RECORD", "STEMS"]
 
 STEMS = ("model", "open_clip_model")
 """What transformers and open_clip call the weights, without ``.safetensors``."""
@@ -12,6 +12,9 @@ STEMS = ("model", "open_clip_model")
 ADAPTER = "adapter_model"
 """What peft calls the weights of an adapter, without ``.safetensors``."""
 ADAPTER_CONFIG = "adapter_config.json"
+
+RECORD = "training.json"
+"""How the checkpoint was trained; it lies beside the weights."""
 
 PICKLED = re.compile(
     r"(?P<stem>.+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?P<suffix>bin|pt|pth|ckpt)", re.DOTALL

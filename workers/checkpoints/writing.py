@@ -28,12 +28,17 @@ __all__ = [
     "free_bytes",
     "index_json",
     "lay_out",
+    "name_problem",
     "remove_notes",
     "sha256_of",
     "sync",
 ]
 
 LARGEST_COPY = 100_000_000
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes, on every file system that Linux is used with."""
+_LONGEST_BELOW = 512
+"""Bytes kept free for the names below an output."""
 _JOURNAL = ".taumerge-journal"
 _PARENTS = "parents"
 
@@ -285,6 +290,21 @@ class FileWriter:
         self.close()
 
 
+def name_problem(output: Path) -> str | None:
+    """Why no disk takes the names of ``output`` and of the hidden directory beside it; nothing is looked at."""
+    parts = output.parts[1:]
+    if not parts:
+        return None
+    hidden = Staging(output, "0" * 16).path
+    longest = _aside(hidden)
+    if max(len(os.fsencode(part)) for part in (*parts, longest.name)) > LONGEST_NAME:
+        left = LONGEST_NAME - len(os.fsencode(longest.name)) + len(os.fsencode(output.name))
+        return f"a name in it is too long: the last may have {left} bytes, the others {LONGEST_NAME}"
+    if len(os.fsencode(longest)) + _LONGEST_BELOW > LONGEST_PATH:
+        return f"its path is too long: with the names below it, it would have more than {LONGEST_PATH} bytes"
+    return None
+
+
 def remove_notes(output: Path) -> None:
     """Remove the notes of the attempts that a commit has carried into ``output``, where it died before it could."""
     _delete(output / _JOURNAL)
@@ -378,7 +398,7 @@ def _sync(path: Path) -> None:
 def _remove(path: Path) -> None:
     """Remove ``path`` as far as possible, without touching it once it has been renamed away."""
     # Moved aside first: another attempt may be about to rename it onto the output.
-    doomed = path.with_name(f"{path.name}.removed")
+    doomed = _aside(path)
     _delete(doomed)
     try:
         path.rename(doomed)
@@ -387,11 +407,15 @@ def _remove(path: Path) -> None:
     _delete(doomed)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.removed")
+
+
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # is_dir raises too, where the name is too long for a disk
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()
 
 

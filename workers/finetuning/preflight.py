@@ -13,6 +13,7 @@ from taumerge.schemas import Dataset, FinetuneRequest, Grid
 from workers.checkpoints.checkpoint import CheckpointError, local_path, open_checkpoint
 from workers.checkpoints.files import is_directory, locate, names_in
 from workers.checkpoints.remote.path import parse_remote
+from workers.checkpoints.writing import name_problem
 from workers.finetuning.datasets.catalogue import CATALOGUE
 from workers.finetuning.datasets.hub_address import hub_address, is_hub
 
@@ -215,6 +216,9 @@ def _check_output(request: FinetuneRequest, inputs: list[Path], refuse: Refuse) 
     except CheckpointError as error:
         refuse(loc, error.code, error.message)
         return None
+    if problem := name_problem(output):
+        refuse(loc, "output_not_writable", f"{problem}; choose a shorter one")
+        return None
     resolved = output.resolve()
     if any(resolved == path or path in resolved.parents or resolved in path.parents for path in inputs):
         refuse(loc, "output_inside_input", "it overlaps the base or the data; choose another directory")
@@ -234,7 +238,11 @@ def _existing(uri: str, loc: tuple[str | int, ...], refuse: Refuse) -> Path | No
     except CheckpointError as error:
         refuse(loc, error.code, error.message)
         return None
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:  # a name that no disk takes
+        there = False
+    if not there:
         refuse(loc, "not_found", f"there is nothing at {uri}")
         return None
     return path.resolve()

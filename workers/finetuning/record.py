@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taumerge.schemas import FinetuneRequest, TrialResult
+from workers.checkpoints.names import RECORD
 from workers.checkpoints.writing import remove_notes, sync
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from workers.finetuning.task import TrainingTask
     from workers.hardware import Hardware
 
-RECORD = "training.json"
 LIBRARIES = ("taumerge", "torch", "open_clip_torch", "transformers", "peft", "safetensors")
 
 

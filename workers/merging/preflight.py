@@ -22,7 +22,7 @@ from workers.checkpoints.dtypes import FLOATS
 from workers.checkpoints.files import UNFINISHED, FileState, Location, local_path, locate, names_in
 from workers.checkpoints.pickles import open_pickled, pickled_files
 from workers.checkpoints.remote.path import WRITABLE, RemotePath
-from workers.checkpoints.writing import free_bytes, lay_out
+from workers.checkpoints.writing import free_bytes, lay_out, name_problem
 from workers.merging.compare import Comparison, compare
 from workers.merging.plan import MergePlan, output_dtype
 
@@ -221,6 +221,9 @@ def output_path(
         output = Path(os.path.normpath(local_path(uri)))
     except CheckpointError as error:
         refuse(error.code, error.message)
+        return None
+    if problem := name_problem(output):
+        refuse("output_not_writable", f"{problem}; choose a shorter one")
         return None
     resolved = output.resolve()
     for checkpoint in inputs:

@@ -38,6 +38,7 @@ from taumerge.schemas import (
 
 LONGEST_WAIT_SECONDS = 60
 """The service holds an answer no longer than this."""
+LONGEST_KEY = 255
 PAGE_SIZE = 100
 
 EVENT_STREAM_SECONDS = 60
@@ -219,7 +220,11 @@ def _job_path(job_id: str) -> str:
 
 
 def _queueing(path: str, body: str, wait: float | None, idempotency_key: str | None) -> Call[Job]:
-    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    key = idempotency_key or str(uuid.uuid4())
+    if not (key.isascii() and key.isprintable() and len(key) <= LONGEST_KEY):
+        message = f"an idempotency key has only printable ASCII characters, {LONGEST_KEY} at most"
+        raise InvalidRequest.at(("idempotency_key",), "invalid_idempotency_key", message)
+    headers = {"Idempotency-Key": key}
     held = min(math.ceil(wait), LONGEST_WAIT_SECONDS) if wait else 0
     if held > 0:
         headers["Prefer"] = f"wait={held}"

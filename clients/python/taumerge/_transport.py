@@ -191,9 +191,10 @@ def _checked_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ServiceUnreachable(f"{url!r} is not an address: {error}") from None
+        raise InvalidRequest.at(("url",), "invalid_url", f"{url!r} is not an address: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ServiceUnreachable(f"{url!r} is not an address: write it as http://HOST:PORT or https://HOST")
+        message = f"{url!r} is not an address: write it as http://HOST:PORT or https://HOST"
+        raise InvalidRequest.at(("url",), "invalid_url", message)
     return url
 
 

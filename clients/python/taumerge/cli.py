@@ -121,14 +121,14 @@ def merge(
     ctx: typer.Context,
     recipe: Recipe,
     wait: Wait = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan only; queue nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and plan only; queue nothing, whatever --wait says.")
+    ] = False,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Queue a merge."""
-    if wait and dry_run:
-        raise typer.BadParameter("--dry-run queues no job to --wait for")
     session = _session(ctx, url, token, as_json)
     with session.client() as client:
         request = load_recipe(recipe)

@@ -56,6 +56,8 @@ def test_a_sound_request_passes(body: dict[str, Any], tmp_path: Path) -> None:
         ("grid", {"steps": [10, 10]}, ("grid",), "repeated_value"),
         ("output", "out", ("output",), "unsupported_uri"),
         ("output", "/dev/null/out", ("output",), "output_not_writable"),
+        ("output", f"/tmp/{'a' * 240}", ("output",), "output_not_writable"),
+        ("base", f"/tmp/{'a' * 300}", ("base",), "not_found"),
     ],
 )
 def test_a_refusal_is_located(
@@ -154,6 +156,8 @@ def test_a_grid_may_go_on_in_its_directory(body: dict[str, Any], tmp_path: Path)
         ("train.step", 3),
         ("grid", {"learning_rate": [-1.0]}),
         ("grid", "papers"),
+        ("grid", {"learning_rate": [0.1] * 26, "steps": [10] * 39}),
+        ("train.steps", 10**400),
         ("resources.gpus", 2),
     ],
 )

@@ -17,7 +17,6 @@ from taumerge import (
     MethodSpec,
     ModelRef,
     NotFound,
-    ServiceUnreachable,
     Unauthorized,
     Unavailable,
 )
@@ -171,8 +170,15 @@ def test_a_token_that_no_header_can_hold_is_refused_without_showing_it():
     "url", ["localhost:8000", "ftp://host", "http://", "http://[::1", "http://h:x", "nonsense"]
 )
 def test_an_address_that_is_none(url):
-    with pytest.raises(ServiceUnreachable, match="is not an address"):
+    with pytest.raises(InvalidRequest, match="is not an address"):
         Client(url)
+
+
+@pytest.mark.parametrize("key", ["clé", "a\nb", "a" * 256])
+def test_an_idempotency_key_that_no_header_takes(client, service, key):
+    with pytest.raises(InvalidRequest, match="printable ASCII"):
+        client.merge(base="/b", models=["/m"], method="median", output="/o", idempotency_key=key)
+    assert service.requests == []
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def test_a_dry_run_plans(run, service, reply, recipe):
     service.script("POST /merge", reply(200, PLAN))
     assert json.loads(run("merge", recipe, "--dry-run", "--json").stdout) == PLAN
     assert "model 1 is the base" in run("merge", recipe, "--dry-run").stdout
-    assert service.requests[0].query == {"dry_run": "true"}
+    assert json.loads(run("merge", recipe, "--wait", "--dry-run", "--json").stdout) == PLAN
+    assert [request.query for request in service.requests] == [{"dry_run": "true"}] * 3
 
 
 def test_a_rejected_request_exits_2_with_a_line_for_each_error(run, service, reply, recipe):
@@ -129,7 +130,7 @@ def test_a_bad_recipe_exits_2(run, service, tmp_path, text, message):
         ["merge"],
         ["merge", "no-such-file.yaml"],
         ["merge", "."],
-        ["merge", "r.yaml", "--wait", "--dry-run"],
+        ["jobs", "--url", "notaurl"],
         ["jobs", "--state", "lost"],
         ["jobs", "--limit", "0"],
         ["show"],

@@ -32,6 +32,14 @@ def ended(make_job):
     return make_job("running") | {"kind": "finetune", "state": "succeeded", "result": result}
 
 
+def test_a_grid_has_as_many_trials_as_anybody_waits_for(client, service):
+    rates = [1e-5] * 40
+    with pytest.raises(InvalidRequest, match=r"grid: .*these are 1040 trials, and a grid may have 1000"):
+        client.finetune(**FIELDS, grid={"learning_rate": rates, "steps": [1] * 26})
+    assert service.requests == []
+    FinetuneRequest(**FIELDS, grid={"learning_rate": rates, "steps": [1] * 25})
+
+
 def test_a_fine_tune_is_sent_as_the_contract_has_it(client, service, reply, ended):
     service.script("POST /finetune", reply(200, ended))
     job = client.finetune(**FIELDS, wait=5)

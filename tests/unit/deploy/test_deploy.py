@@ -12,6 +12,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from service import deployment
+from service.app import router
 from workers.settings import WorkerSettings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -41,6 +43,27 @@ def test_kuberay_serves_the_same_application(
     assert yaml.safe_load(manifests["RayService"]["spec"]["serveConfigV2"]) == serve_config
 
 
+def test_what_listens_everywhere_is_built_with_a_token_only(
+    serve_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TAUMERGE_TOKEN", raising=False)
+    monkeypatch.setattr(deployment, "start_runner", lambda settings: None)
+    (application,) = serve_config["applications"]
+    assert serve_config["http_options"]["host"] == application["args"]["host"]
+    with pytest.raises(ValueError, match="TAUMERGE_TOKEN"):
+        deployment.application(application["args"])
+    monkeypatch.setenv("TAUMERGE_TOKEN", "s3cret")
+    assert deployment.application(application["args"])
+
+
+def test_the_image_is_asked_for_its_health_by_a_method_that_is_answered() -> None:
+    command = (DEPLOY / "Dockerfile").read_text().partition("HEALTHCHECK")[2]
+    assert "/healthz" in command
+    assert "--spider" not in command  # which sends HEAD
+    (route,) = (route for route in router.routes if getattr(route, "path", "") == "/healthz")
+    assert "GET" in getattr(route, "methods", ())
+
+
 def test_kuberay_runs_the_ray_of_the_lock(manifests: dict[str, dict[str, Any]]) -> None:
     assert manifests["RayService"]["spec"]["rayClusterConfig"]["rayVersion"] == version("ray")
 
@@ -62,6 +85,8 @@ def test_every_pod_has_the_settings_the_secret_and_the_checkpoints(
     manifests: dict[str, dict[str, Any]],
 ) -> None:
     cluster = manifests["RayService"]["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert manifests["ConfigMap"]["data"]["TAUMERGE_STATE_DIR"].startswith("/checkpoints/")
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         (container,) = pod["containers"]

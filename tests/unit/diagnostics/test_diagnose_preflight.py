@@ -50,6 +50,13 @@ def test_nothing_to_say(body: dict[str, Any], tmp_path: Path) -> None:
     assert check_diagnose(DiagnoseRequest.model_validate(body)).output is None
 
 
+@pytest.mark.parametrize("name", ["a" * 240, "a" * 300 + "/out", "a/" * 3000 + "out"])
+def test_an_output_of_a_name_that_no_disk_takes_is_refused(
+    body: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    assert refusals(body | {"output": f"{tmp_path}/{name}"}) == [(("output",), "output_not_writable")]
+
+
 def test_missing_records_leave_numbers_out(body: dict[str, Any]) -> None:
     (Path(body["models"][1]["uri"]) / "training.json").unlink()
     [warning] = warnings(body)

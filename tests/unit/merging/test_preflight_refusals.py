@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import MergeRequest
+from workers.checkpoints.writing import Staging
 from workers.merging import preflight
 from workers.merging.plan import MergePlan
 from workers.merging.preflight import plan_merge
@@ -345,6 +346,33 @@ def test_output_below_a_file_and_output_named_as_a_file(body: Body, tmp_path: Pa
     assert refusals(body | {"output": str(tmp_path / "file/out")}) == [(("output",), "output_not_writable")]
     single = str(tmp_path / "merged.safetensors")
     assert refusals(body | {"output": single}) == [(("output",), "output_not_directory")]
+
+
+def test_as_many_steps_as_a_float_counts(body: Body, tmp_path: Path) -> None:
+    body["method"] = {"name": "fednova"}
+    for model in body["models"]:
+        model["training"] = {"steps": 2**53, "lr_sum": 1.0}
+    assert plan(body).training[0].steps == 2**53
+    body["models"][1]["training"]["steps"] = 10**400
+    assert [loc for loc, _ in refusals(body)] == [("models", 1, "training", "steps")]
+    body["models"][1]["training"] = None
+    (tmp_path / "b" / "training.json").write_text(f'{{"steps": {10**400}}}')
+    assert refusals(body) == [(("models", 1, "training", "steps"), "malformed_training_record")]
+
+
+def test_a_name_leaves_room_for_that_of_the_hidden_directory(body: Body, tmp_path: Path) -> None:
+    for unit in ("a", "\N{SNOWMAN}"):  # bytes count, not characters
+        fits = unit * (221 // len(unit.encode()))
+        output = plan(body | {"output": str(tmp_path / fits)}).output
+        assert isinstance(output, Path)
+        staging = Staging(output, "0" * 64)
+        staging.create(())
+        staging.discard()
+        assert list(tmp_path.glob(".*")) == []
+        for name in (fits + unit, f"{unit * 256}/out", "/".join(["d" * 200] * 19)):
+            [item] = errors(body | {"output": str(tmp_path / name)})
+            assert (item.loc, item.code) == (("output",), "output_not_writable")
+            assert "too long" in item.msg
 
 
 def test_too_little_disk(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:

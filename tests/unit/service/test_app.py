@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -83,8 +86,8 @@ class Service:
         self.store = Store.open(self.settings.database_url)
         self.preflight = Preflight()
         self.woken = 0
-        app = create_app(self.settings, self.store, plan=self.preflight, wake=self._wake)
-        self.http = TestClient(app, raise_server_exceptions=False)
+        self.app = create_app(self.settings, self.store, plan=self.preflight, wake=self._wake)
+        self.http = TestClient(self.app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
         self.body = {
             "base": str(directory / "base"),
             "models": [str(directory / "a"), {"uri": f"file://{directory}/b"}],
@@ -158,6 +161,42 @@ def test_a_full_queue_refuses_but_knows_its_jobs(start: Callable[..., Service]) 
     assert service.http.post("/merge", json=service.body).status_code == 202
 
 
+def test_a_full_queue_costs_no_preflight(start: Callable[..., Service]) -> None:
+    service = start(max_queued_jobs=1)
+    service.http.post("/merge", json=service.body)
+    service.preflight.calls = 0
+    problem(service.http.post("/merge", json=service.body), 429, "queue_full")
+    assert service.preflight.calls == 0
+
+
+def test_slow_preflights_keep_nobody_else_waiting(service: Service) -> None:
+    release = threading.Event()
+
+    def wait(request: MergeRequest) -> Plan:
+        assert release.wait(30)
+        return PLAN
+
+    service.app.state.service = replace(service.app.state.service, plan=wait)
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app=service.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            posts = [
+                asyncio.create_task(http.post(f"/merge?dry_run={number % 2}", json=service.body))
+                for number in range(60)  # more than the threads that everything shares
+            ]
+            await asyncio.sleep(0.5)
+            jobs = await asyncio.wait_for(http.get("/jobs"), 10)
+            assert not any(post.done() for post in posts)
+            release.set()
+            return [jobs.status_code, *{answer.status_code for answer in await asyncio.gather(*posts)}]
+
+    try:
+        assert sorted(asyncio.run(ask())) == [200, 200, 202]
+    finally:
+        release.set()
+
+
 def test_a_dry_run_answers_the_plan_and_queues_nothing(service: Service) -> None:
     answer = service.http.post("/merge?dry_run=true", json=service.body)
     assert answer.status_code == 200
@@ -226,6 +265,22 @@ def test_text_that_is_no_unicode_is_refused(service: Service) -> None:
     problem(answer, 422, "invalid_request")
 
 
+@pytest.mark.parametrize("body", [b"\xff\xfe{}", b"[" * 500_000, b'{"base": "\xe9"}'])
+def test_bodies_that_no_parser_takes_are_refused_as_other_bad_json(service: Service, body: bytes) -> None:
+    answer = service.http.post("/merge", content=body, headers={"content-type": "application/json"})
+    (error,) = problem(answer, 422, "invalid_request").errors
+    assert (error.loc, error.code) == ((), "json_invalid")
+
+
+@pytest.mark.parametrize("depth", [10, 200, *range(245, 260), 400, 900])
+def test_parameters_may_be_nested_as_deep_as_can_be_stored(service: Service, depth: int) -> None:
+    rho = f"{'[' * depth}{']' * depth}"
+    body = json.dumps({**service.body, "method": {"name": "median", "rho": 0.25}}).replace("0.25", rho)
+    answer = service.http.post("/merge", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (202, 422)
+    assert (answer.status_code == 202) == (service.http.get("/jobs").json()["jobs"] != [])
+
+
 def test_places_outside_the_roots_are_refused_before_the_preflight(service: Service) -> None:
     body = {**service.body, "base": "/etc", "output": "s3://bucket/out"}
     for query in ("", "?dry_run=true"):
@@ -243,6 +298,20 @@ def test_large_bodies_are_refused(service: Service, chunked: bool) -> None:
     content = (body[start : start + 65536] for start in range(0, len(body), 65536)) if chunked else body
     answer = service.http.post("/merge", content=content, headers={"content-type": "application/json"})
     problem(answer, 413, "request_too_large")
+
+
+def test_a_body_that_is_declared_too_large_is_not_waited_for(service: Service) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask(headers: list[tuple[bytes, bytes]]) -> None:
+        scope = {"type": "http", "method": "POST", "path": "/merge", "headers": headers, "query_string": b""}
+        await asyncio.wait_for(service.app(scope, asyncio.Event().wait, send), 10)  # nothing ever comes
+
+    asyncio.run(ask([(b"host", b"localhost"), (b"content-length", b"99999999999")]))
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (413, "request_too_large")
 
 
 # ------------------------------------------------------------------------------ waiting, idempotency
@@ -288,6 +357,12 @@ def test_other_preferences_are_ignored(service: Service, prefer: str, applied: s
     answer = service.http.post("/merge", json=service.body, headers={"Prefer": prefer})
     assert answer.status_code == 202
     assert answer.headers.get("preference-applied") == applied
+
+
+def test_preferences_may_stand_in_several_lines(service: Service) -> None:
+    headers = [("Prefer", "respond-async"), ("Prefer", "wait=0"), ("Prefer", "handling=strict")]
+    answer = service.http.post("/merge", json=service.body, headers=headers)
+    assert answer.headers["preference-applied"] == "wait=0"
 
 
 def test_a_wait_is_at_most_a_minute(service: Service) -> None:
@@ -379,6 +454,14 @@ def test_unknown_jobs_and_paths_and_methods(service: Service) -> None:
 # ------------------------------------------------------------------------------------------- events
 
 
+@pytest.mark.parametrize("path", ["/jobs/%00", "/jobs/x%00/events", "/jobs?cursor=%00", "/jobs/%00/cancel"])
+def test_no_text_of_a_request_is_too_much_for_the_database(
+    start: Callable[..., Service], database_url: str, path: str
+) -> None:
+    http = start(database_url=database_url).http
+    problem((http.post if path.endswith("cancel") else http.get)(path), 422, "invalid_request")
+
+
 def stream(text: str) -> list[tuple[int, str, Any]]:
     """The events of a stream: id, event, data."""
     events = []
@@ -408,8 +491,11 @@ def test_events_end_with_the_final_state_and_resume(service: Service) -> None:
     assert stream(resumed.text) == events[2:]
     ended = service.http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": str(events[-1][0])})
     assert stream(ended.text) == []
-    bad = service.http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
-    assert problem(bad, 422, "invalid_request").errors[0].loc == ("header", "last-event-id")
+    afresh = service.http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": ""})
+    assert stream(afresh.text) == events
+    for wrong in ("x", "-1", str(2**63), "9" * 5000):
+        bad = service.http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": wrong})
+        assert problem(bad, 422, "invalid_request").errors[0].loc == ("header", "last-event-id")
 
 
 def test_events_arrive_as_they_happen(service: Service) -> None:
@@ -461,7 +547,7 @@ def test_health_and_readiness(service: Service, monkeypatch: pytest.MonkeyPatch)
     answer = service.http.get("/readyz")
     problem(answer, 503, "runner_unavailable")
     assert answer.headers["retry-after"] == "1"
-    service.store.heartbeat("runner", 15)
+    service.store.heartbeat("runner", [], 15)
     assert service.http.get("/readyz").json() == {"status": "ready"}
 
     late = datetime.now(UTC) - timedelta(seconds=service.settings.lease_seconds + 1)
@@ -548,7 +634,33 @@ def test_openapi_describes_answers_and_problems(service: Service) -> None:
     assert service.http.get("/docs").status_code == 200
 
 
-# -------------------------------------------------------------------------------------------- token
+# --------------------------------------------------------------------------------- token, host names
+
+
+LOOPBACK = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:81", "[::1]", "[::1]:8000", "127.1.2.3:1"]
+OTHERS = [
+    "evil.example",
+    "evil.example:8000",
+    "127.0.0.1.evil.example",
+    "localhost@evil.example",
+    "",
+    "[::1",
+    "0.0.0.0",
+]
+
+
+@pytest.mark.parametrize("host", LOOPBACK + OTHERS)
+def test_without_a_token_only_this_machine_is_answered(start: Callable[..., Service], host: str) -> None:
+    service = start()
+    answer = service.http.post("/merge", json=service.body, headers={"Host": host})
+    if host in LOOPBACK:
+        assert answer.status_code == 202
+    else:
+        problem(answer, 403, "forbidden")
+    assert service.http.get("/healthz", headers={"Host": host}).status_code == 200
+    secured = start(token="s3cret")
+    headers = {"Host": host, "Authorization": "Bearer s3cret"}
+    assert secured.http.get("/jobs", headers=headers).status_code == 200
 
 
 def test_a_token_is_asked_for(start: Callable[..., Service]) -> None:

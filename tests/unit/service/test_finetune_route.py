@@ -41,7 +41,9 @@ def http(tmp_path: Path, store: Store) -> TestClient:
     settings = Settings(
         read_roots=str(tmp_path / "in"), write_roots=str(tmp_path / "made"), state_dir=tmp_path / "state"
     )
-    return TestClient(create_app(settings, store, plan=no_merge, wake=lambda kind: None))
+    return TestClient(
+        create_app(settings, store, plan=no_merge, wake=lambda kind: None), base_url="http://127.0.0.1:8000"
+    )
 
 
 @pytest.fixture
@@ -115,6 +117,18 @@ def test_a_refusal_is_located(
     if loc is not None:
         assert (loc, code) in [(error["loc"], error["code"]) for error in answer.json()["errors"]]
     assert http.get("/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize("name", ["a" * 240, "a" * 300, "a/" * 3000 + "a"])
+def test_names_that_no_disk_takes_are_refused(
+    http: TestClient, body: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    answer = http.post("/finetune", json=body | {"output": f"{tmp_path}/made/{name}"})
+    assert answer.status_code == 422
+    assert [(one["loc"], one["code"]) for one in answer.json()["errors"]] == [
+        (["output"], "output_not_writable")
+    ]
+    assert http.post("/finetune", json=body | {"base": f"{tmp_path}/in/{name}"}).status_code == 422
 
 
 def test_a_model_by_name_is_in_no_root(http: TestClient, body: dict[str, Any]) -> None:

@@ -57,7 +57,10 @@ def test_what_ray_puts_before_a_line_is_taken_off(printed: str, kept: str) -> No
 
 def test_no_token_is_logged_or_answered(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     settings = Settings(
-        state_dir=tmp_path, token="t0p-s3cret", read_roots=str(tmp_path), write_roots=str(tmp_path)
+        state_dir=tmp_path / "state",
+        token="t0p-s3cret",
+        read_roots=str(tmp_path),
+        write_roots=str(tmp_path),
     )
     store = Store.open(settings.database_url)
     http = TestClient(

@@ -98,11 +98,58 @@ def test_outside_every_read_root(settings: Settings, tmp_path: Path, model: str,
 
 
 @pytest.mark.parametrize(
-    "output", ["models/new", "out", "out/../out", "out/away/new", "out/../elsewhere/new", "outer"]
+    "output",
+    ["models/new", "out", "out/../out", "out/away/new", "out/../elsewhere/new", "outer", "out/../out/new"],
 )
 def test_outputs_outside_the_write_roots(settings: Settings, tmp_path: Path, output: str) -> None:
     model = str(tmp_path / "models" / "a")
     assert refused(settings, model, model, f"{tmp_path}/{output}") == {"output": "not_allowed"}
+
+
+def test_an_output_is_written_where_it_was_checked(settings: Settings, tmp_path: Path) -> None:
+    model = str(tmp_path / "models" / "a")
+    (tmp_path / "out" / "sub").mkdir()
+    (tmp_path / "models" / "away").symlink_to(tmp_path / "out" / "sub")
+    # The link leads into a write root; as text the path leads beside the link, outside of it.
+    output = f"{tmp_path}/models/away/../new"
+    assert refused(settings, model, model, output) == {"output": "not_allowed"}
+
+
+def test_the_training_record_beside_a_file_is_in_a_root_too(settings: Settings, tmp_path: Path) -> None:
+    base, output = str(tmp_path / "models" / "a"), str(tmp_path / "out" / "new")
+    model = tmp_path / "models" / "inside" / "model.safetensors"
+    model.touch()
+    record = tmp_path / "models" / "a" / "training.json"
+    record.touch()
+    assert refused(settings, base, str(model), output) == {}
+    record.unlink()
+    record.symlink_to(tmp_path / "elsewhere" / "training.json")
+    assert refused(settings, "s3://x/y", str(model), output)["models.1.uri"] == "not_allowed"
+
+
+@pytest.mark.parametrize(
+    "name", ["deep/state", "deep/state/jobs.sqlite3", "deep/state/work/x", "link", "link/x"]
+)
+def test_the_state_of_the_service_is_no_place_for_requests(tmp_path: Path, name: str) -> None:
+    state = tmp_path / "deep" / "state"
+    (state / "work").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(state)
+    (tmp_path / "base").mkdir()
+    settings = Settings(read_roots=str(tmp_path), write_roots=str(tmp_path), state_dir=state)
+    base, place = str(tmp_path / "base"), f"{tmp_path}/{name}"
+    refusals = {"models.1.uri": "not_allowed", "output": "not_allowed"}
+    assert refused(settings, base, place, place) == refusals
+    assert refused(settings, base, f"{tmp_path}/deep", f"{tmp_path}/deep") == {"output": "not_allowed"}
+    assert refused(settings, base, base, f"{tmp_path}/deep/state-of-the-art") == {}
+
+
+def test_a_root_below_the_state_directory_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    settings = Settings(read_roots=str(tmp_path), write_roots=str(tmp_path / "models"), state_dir=tmp_path)
+    output = str(tmp_path / "models" / "new")
+    base = "s3://bucket/base"  # the remote reads are refused either way
+    assert "output" not in refused(settings, base, base, output)
+    assert refused(settings, str(tmp_path / "models"), base, output)["base"] == "not_allowed"
 
 
 def test_everything_is_refused_at_once_and_names_only_what_was_asked_for(

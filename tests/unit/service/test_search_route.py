@@ -29,7 +29,9 @@ def http(tmp_path: Path) -> Iterator[TestClient]:
     settings = Settings(
         read_roots=str(tmp_path / "in"), write_roots=str(tmp_path / "made"), state_dir=tmp_path / "state"
     )
-    yield TestClient(create_app(settings, store, plan=no_merge, wake=lambda kind: None))
+    yield TestClient(
+        create_app(settings, store, plan=no_merge, wake=lambda kind: None), base_url="http://127.0.0.1:8000"
+    )
     store.close()
 
 

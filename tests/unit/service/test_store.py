@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from service.claims import Claim, IdempotencyConflict, JobEnded, LeaseLost, Queu
 from service.store import Store
 from service.tables import open_engine
 from taumerge.errors import InvalidRequest
-from taumerge.schemas import JobError, MergeResult, Progress, TensorCounts
+from taumerge.schemas import FinetuneResult, JobError, MergeResult, Progress, TensorCounts, TrialResult
 
 LEASE = 10.0
 REQUEST: dict[str, Any] = {"base": "/models/base", "models": [{"uri": "/models/a"}]}
@@ -257,11 +259,24 @@ def test_a_heartbeat_keeps_the_lease(store: Store, clock: Any) -> None:
     store.create("merge", REQUEST)
     attempt = claimed(store)
     clock.advance(LEASE - 1)
-    store.heartbeat("one", LEASE)
+    store.heartbeat("one", [attempt], LEASE)
     clock.advance(LEASE - 1)
     assert claim(store, "two") is None
     store.report(attempt, Progress(phase="aggregate"))
     assert store.runner_seen_at() == clock.now - timedelta(seconds=LEASE - 1)
+
+
+def test_a_heartbeat_keeps_nothing_that_its_runner_knows_nothing_of(store: Store, clock: Any) -> None:
+    forgotten = store.create("merge", REQUEST)
+    claimed(store)  # the answer never reached the runner
+    store.create("merge", REQUEST)
+    held = claimed(store)
+    for _ in range(2):
+        clock.advance(LEASE - 1)
+        store.heartbeat("one", [held], LEASE)
+    again = claimed(store, "one")
+    assert (again.job_id, again.attempt) == (forgotten.id, 2)
+    assert claim(store, "two") is None
 
 
 def test_an_expired_lease_goes_to_the_next_attempt_and_fences_the_last(store: Store, clock: Any) -> None:
@@ -269,7 +284,7 @@ def test_an_expired_lease_goes_to_the_next_attempt_and_fences_the_last(store: St
     stale = claimed(store)
     store.report(stale, Progress(phase="aggregate", done=5))
     clock.advance(LEASE + 1)
-    store.heartbeat("two", LEASE)
+    store.heartbeat("two", [], LEASE)
     fresh = claimed(store, "two")
     assert (fresh.job_id, fresh.attempt, fresh.owner) == (job.id, 2, "two")
     before = store.get(job.id)
@@ -339,14 +354,19 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(store: Store) -> None:
 def test_a_runner_that_leaves_gives_its_jobs_back(store: Store) -> None:
     mine, other = store.create("merge", REQUEST), store.create("merge", REQUEST)
     for _ in range(3):  # being stopped is no failure, however often
-        assert claimed(store, "one").job_id == mine.id
-        store.heartbeat("one", LEASE)
+        attempt = claimed(store, "one")
+        assert attempt.job_id == mine.id
+        store.heartbeat("one", [attempt], LEASE)
         store.leave("one")
-    claimed(store, "two")
+    attempt = claimed(store, "two")
     assert claimed(store, "two").job_id == other.id
     store.leave("one")
     assert store.get(mine.id).state == store.get(other.id).state == "running"
     assert store.runner_seen_at() is None
+    store.lost(attempt, "its process died", max_attempts=2)  # the first that is lost, though the fourth
+    assert (store.get(mine.id).state, store.get(mine.id).attempt) == ("queued", 4)
+    store.lost(claimed(store), "its process died", max_attempts=2)
+    assert store.get(mine.id).state == "failed"
 
 
 # -------------------------------------------------------------------------------------- housekeeping
@@ -400,6 +420,33 @@ def test_what_nobody_goes_on_with_is_an_orphan(store: Store, clock: Any) -> None
 # -------------------------------------------------------------------------------- outcome and events
 
 
+def test_numbers_that_json_does_not_have_are_null(store: Store) -> None:
+    store.create("finetune", REQUEST)
+    attempt = claimed(store)
+    measured = {"loss": math.nan, "learning_rate": 0.1}
+    assert not store.report(attempt, Progress(phase="train", metrics=measured))
+    (event,) = [one for one in store.events_after(attempt.job_id, 0) if one.event == "progress"]
+    assert event.data["metrics"] == {"loss": None, "learning_rate": 0.1}
+    trial = TrialResult(
+        output="/out", learning_rate=0.1, steps=1, loss=math.inf, validation={"loss": math.nan}
+    )
+    store.succeed(attempt, FinetuneResult(output="/out", trials=[trial], seconds={}))
+    ended = store.get(attempt.job_id)
+    assert isinstance(ended.result, FinetuneResult)
+    assert ended.result.trials[0].loss is None
+    assert math.isnan(ended.result.trials[0].validation["loss"])
+    shown = json.loads(ended.model_dump_json())
+    assert shown["progress"]["metrics"]["loss"] is None
+    assert shown["result"]["trials"][0]["validation"] == {"loss": None}
+
+    store.create("merge", REQUEST)
+    failed = claimed(store)
+    store.fail(failed, JobError(code="training_diverged", message="NaN", details={"loss": math.nan}))
+    error = store.get(failed.job_id).error
+    assert error is not None
+    assert error.details == {"loss": None}
+
+
 def test_the_result_is_kept_and_counted(store: Store, clock: Any) -> None:
     for _ in range(2):
         store.create("merge", REQUEST)
@@ -433,6 +480,11 @@ def test_events_are_ordered_resumable_and_bounded(store: Store) -> None:
     assert store.events_after(job.id, events[1].id) == events[2:]
     assert store.events_after(job.id, events[-1].id) == []
     assert states(store, other.id) == ["queued"]
+
+
+def test_no_event_comes_after_any_that_a_client_may_name(store: Store) -> None:
+    job = store.create("merge", REQUEST)
+    assert store.events_after(job.id, 2**63 - 1) == []
 
 
 def test_jobs_survive_a_restart(store: Store, database_url: str) -> None:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_MODELS = 256
 LARGEST_FACTOR = 1e30
 """Larger factors could not be multiplied with in float32."""
+
+LARGEST_STEPS = 2**53
+"""Larger numbers of steps are no float64."""
+
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""What was measured. In JSON null stands for NaN and infinity, which it does not have."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -46,7 +67,7 @@ class Progress(AnswerPart):
     unit: str = "bytes"
     eta_seconds: float | None = None
     """Estimated from the pace of this phase so far; null until there is one."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Number] = Field(default_factory=dict)
     """Of a fine-tune: ``loss``, ``learning_rate`` and ``images_per_second`` or ``tokens_per_second``, as of now."""
 
 

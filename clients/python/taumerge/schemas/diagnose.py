@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from taumerge.schemas._parts import MAX_MODELS, AnswerPart, OutputFile, RequestPart
+from taumerge.schemas._parts import MAX_MODELS, AnswerPart, Number, OutputFile, RequestPart
 from taumerge.schemas.merge import AnyModelRef
 from taumerge.schemas.search import EvaluationSpec
 
@@ -35,9 +35,9 @@ class ModelDiagnosis(AnswerPart):
     """One model among the others."""
 
     uri: str
-    norm: float
+    norm: Number
     """‖τ_t‖₂."""
-    weight: float
+    weight: Number
     """p_t, normalised."""
     effective_weight: float | None = None
     """w_t = A_t / Σ_s A_s; null unless every training record has the sum of learning rates."""
@@ -51,24 +51,24 @@ class GroupDiagnosis(AnswerPart):
     name: str
     """What the names of its tensors begin with."""
     parameters: int
-    norms: list[float]
+    norms: list[Number]
     """‖τ_t‖₂ over the group, by model."""
     shares: list[float | None]
     """As ``ModelDiagnosis.share``, within the group."""
     mean_cosine: float | None
     """Mean over all pairs of models that differ from the base here."""
-    agreement: list[float]
+    agreement: list[Number]
     """As ``DiagnoseResult.agreement``."""
 
 
 class GradientDiagnosis(AnswerPart):
     """Heterogeneity of the data, from gradients at the merged model θ* = θ₀ + V_mean."""
 
-    zeta_square: float
+    zeta_square: Number
     """ζ*² = (1/T) Σ_t ‖∇L_t(θ*)‖₂²."""
     diversity: float | None
     """Σ_t ‖∇L_t‖₂² / ‖Σ_t ∇L_t‖₂²: 1/T when all agree, 1 when orthogonal."""
-    norms: list[float]
+    norms: list[Number]
     """‖∇L_t(θ*)‖₂ by task."""
 
 
@@ -78,9 +78,9 @@ class DiagnoseResult(AnswerPart):
     models: list[ModelDiagnosis]
     cosine: list[list[float | None]]
     """T×T; null where a task vector is zero."""
-    merged_norm: float
+    merged_norm: Number
     """‖V‖₂ of V = Σ p_t τ_t."""
-    agreement: list[float]
+    agreement: list[Number]
     """Share of the coordinates with |Σ_t sign τ_t| = 0, 1, …, T, among those that any model changed."""
     chi_square: float | None = None
     """χ²(p‖w) = Σ_t (p_t − w_t)² / w_t; null where w_t is."""

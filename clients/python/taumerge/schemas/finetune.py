@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from taumerge.schemas._parts import AnswerPart, JobError, OutputFile, RequestPart
+from taumerge.schemas._parts import LARGEST_STEPS, AnswerPart, JobError, Number, OutputFile, RequestPart
+
+MAX_TRIALS = 1000
 
 
 class Dataset(RequestPart):
@@ -65,7 +67,7 @@ class FinetuneTask(RequestPart):
 class TrainSpec(RequestPart):
     """AdamW; learning rate linear up to its peak, then cosine to zero, step by step."""
 
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=2000, ge=1, le=LARGEST_STEPS)
     """K, the number of optimizer steps."""
     learning_rate: FiniteFloat = Field(default=1e-5, gt=0)
     """Peak learning rate η."""
@@ -99,7 +101,7 @@ class Grid(RequestPart):
     """Values to try, each with each. What is left out is taken from ``train``."""
 
     learning_rate: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(default_factory=list)
-    steps: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    steps: list[Annotated[int, Field(ge=1, le=LARGEST_STEPS)]] = Field(default_factory=list)
 
 
 class Resources(RequestPart):
@@ -130,6 +132,17 @@ class FinetuneRequest(RequestPart):
     output: str = Field(min_length=1)
     """URI of the directory to create; with a grid, of the one that holds a directory for each trial."""
 
+    @field_validator("grid")
+    @classmethod
+    def _few_trials(cls, grid: Literal["paper"] | Grid | None) -> Literal["paper"] | Grid | None:
+        if isinstance(grid, Grid):
+            count = max(1, len(grid.learning_rate)) * max(1, len(grid.steps))
+            if count > MAX_TRIALS:
+                raise ValueError(
+                    f"these are {count} trials, and a grid may have {MAX_TRIALS}; list fewer values"
+                )
+        return grid
+
 
 class TrialResult(AnswerPart):
     """One run of a fine-tune: the only one, or a trial of its grid."""
@@ -141,7 +154,7 @@ class TrialResult(AnswerPart):
     """A_t, summed as trained."""
     loss: float | None = None
     """Training loss at the end, averaged over the last steps."""
-    validation: dict[str, float] = Field(default_factory=dict)
+    validation: dict[str, Number] = Field(default_factory=dict)
     """Metrics of the last validation, ``accuracy`` among them."""
     files: list[OutputFile] = Field(default_factory=list)
     error: JobError | None = None

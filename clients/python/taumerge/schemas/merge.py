@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 
 from taumerge.schemas._parts import (
     LARGEST_FACTOR,
+    LARGEST_STEPS,
     MAX_MODELS,
     AnswerPart,
     DType,
@@ -20,7 +21,7 @@ from taumerge.schemas._parts import (
 class Training(RequestPart):
     """How a model was trained, as far as the rules need it."""
 
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=LARGEST_STEPS)
     """K_t, the number of optimiser steps."""
     lr_sum: FiniteFloat | None = Field(default=None, gt=0)
     """A_t = Σ_k η_t^(k), the sum of the learning rates over those steps."""

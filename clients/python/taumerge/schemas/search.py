@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-from taumerge.schemas._parts import LARGEST_FACTOR, MAX_MODELS, AnswerPart, OutputFile, RequestPart
+from taumerge.schemas._parts import LARGEST_FACTOR, MAX_MODELS, AnswerPart, Number, OutputFile, RequestPart
 from taumerge.schemas.finetune import Dataset
 from taumerge.schemas.merge import AnyMethodSpec, Training
 
@@ -164,11 +164,11 @@ class SearchRequest(RequestPart):
 class Scores(AnswerPart):
     """What a model reaches on one split."""
 
-    score: float
+    score: Number
     """Average normalised score: the mean over tasks of score(model, t) / score(θ_t, t), on this split."""
-    average: float
+    average: Number
     """Mean over tasks of the score itself."""
-    tasks: dict[str, float]
+    tasks: dict[str, Number]
     """Score of each task, usually an accuracy in [0, 1]."""
 
 
