@@ -207,7 +207,8 @@ class _Search:
         """The direction of each candidate; equal ones are the same object."""
         shards, room = Shards.of(self.plan.merge, self.actors), room_for_directions()
         recipes = [Recipe.of(one.rule, self.mixes[one.rule]) for one in candidates]
-        directions = survey(shards, recipes, room, self.report)
+        directions, kept = survey(shards, recipes, room, self.report)
+        self.evaluators.keep(kept)
         large = {one.digest for one in directions if one.bytes > room}
         if large:
             size = max(one.bytes for one in directions)
@@ -215,7 +216,7 @@ class _Search:
                 f"V takes up to {size} bytes, more than the {room} of a third of Ray's object store: {len(large)} "
                 "directions were computed anew for every λ; a larger object store makes the search faster"
             )
-        return Bench(shards, self.evaluators, room), directions
+        return Bench(shards, self.evaluators, room, frozenset(kept)), directions
 
     def _course(self, directions: Sequence[Direction]) -> Course:
         budget, split = self.plan.request.budget, self.plan.request.evaluation.select_on

@@ -22,7 +22,7 @@ BASE = {"shapes": 0.1, "digits": 0.2, "signs": 0.3}
 
 def direction(digest: str) -> Direction:
     recipe = Recipe(build_rule(MethodSpec(name="median")), Mix((0,), frozenset(), (), {}, Sums()))
-    return Direction(digest, recipe, 1.0, 8)
+    return Direction(digest, recipe, 8)
 
 
 def course(tmp_path: Path, digests: str, **options: Any) -> Course:
