@@ -36,7 +36,6 @@ class Scored:
     """A task of the request as the harness runs it."""
 
     loaded: HarnessTask
-    metric: str | None
     examples: Mapping[Split, Mapping[str, list[int]]]
     """By split, of each of its tasks the examples, by their place among those that the harness evaluates."""
 
@@ -82,7 +81,7 @@ class HarnessEvaluator:
             raise JobFailed(
                 "harness_failed", f"task {task!r} failed in lm-evaluation-harness: {error}"
             ) from error
-        return _metric(task, scored.metric, found["results"][scored.loaded.name])
+        return _metric(task, scored.loaded.metric, found["results"][scored.loaded.name])
 
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
         """Refused: generated texts and choices have no gradient."""
@@ -116,7 +115,7 @@ def _scored(name: str, task: EvaluationTask, code_allowed: bool) -> Scored:
         if task.num_fewshot is not None or one.get_config("num_fewshot") is None:
             one.set_config("num_fewshot", task.num_fewshot or 0)
         examples["validation"][key], examples["test"][key] = _split(len(one.eval_docs), task.limit, loc)
-    return Scored(loaded, task.metric, examples)
+    return Scored(loaded, examples)
 
 
 def _split(count: int, limit: int | None, loc: Location) -> tuple[list[int], list[int]]:

@@ -138,6 +138,21 @@ def test_scores_are_those_of_the_harness_on_the_merged_directory(
     assert found == [plain_results(merged, tasks, name, part)[key] for part in (validation, test)] * 2
 
 
+def test_the_first_metric_is_that_of_the_task_whatever_the_harness_computes_first(
+    base: Path, tasks: Path, cpu: Hardware
+) -> None:
+    (tasks / "sums.yaml").write_text(
+        CHOICES.partition("output_type")[0]
+        + "output_type: loglikelihood\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+        + "metric_list: [{metric: acc}, {metric: perplexity}]\n"
+    )
+    scores = [
+        build(base, spec_of(tasks / "sums.yaml", metric=metric), cpu).evaluate("one", "test")
+        for metric in (None, "acc")
+    ]
+    assert scores[0] == scores[1] <= 1
+
+
 def test_other_parameters_have_other_scores(base: Path, tasks: Path, cpu: Hardware, tmp_path: Path) -> None:
     evaluator = build(base, spec_of(tasks / "sums.yaml"), cpu)
     seen = {evaluator.evaluate("one", "test")}
