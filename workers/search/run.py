@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +25,12 @@ from workers.merging.plan import MergePlan
 from workers.merging.pool import shard_actors, worker_count
 from workers.merging.run import LEFT_TO_OTHERS, Actors, measure, stage_merge, unnoted
 from workers.merging.sums import Sums
-from workers.search.baselines import BASE, individual_scores, score_baselines
+from workers.search.baselines import BASE, UNUSABLE, individual_scores, score_baselines
 from workers.search.bench import Bench, record_of
 from workers.search.course import Course, plot_course
 from workers.search.directions import Direction, Recipe, Shards, room_for_directions, survey
 from workers.search.evaluators import Evaluators
-from workers.search.journal import Journal
+from workers.search.journal import Journal, evaluations_in
 from workers.search.outcome import Found, Outcomes, collect, fine_tuned, with_test, zero_shot
 from workers.search.plan import SearchPlan, plan_search
 from workers.search.points import Candidate, expand
@@ -72,9 +73,10 @@ def run_search(
         )
     staging = Staging(plan.output, plan.identity)
     staged(staging)
-    staging.create(())
-    journal = Journal(staging.journal)
+    journal: Journal | None = None
     try:
+        staging.create(())
+        journal = Journal(staging.journal)
         with Evaluators(request.evaluation, settings) as evaluators:
             with clock.phase("start"):
                 evaluators.load(plan.merge)
@@ -90,12 +92,13 @@ def run_search(
         return result.model_copy(update={"seconds": search.seconds})
     except LEFT_TO_OTHERS:
         raise
-    except BaseException:
-        if not journal.records:
+    except BaseException as error:
+        if getattr(error, "code", "") in UNUSABLE or not evaluations_in(staging.journal):
             staging.discard()
         raise
     finally:
-        journal.close()
+        if journal is not None:
+            journal.close()
 
 
 @dataclass
@@ -175,7 +178,15 @@ class _Search:
                 seconds=self.seconds,
                 warnings=[*merged.warnings, *self.warnings],
             )
-            for name in write_report(staging.path, result, request):
+            try:
+                names = write_report(staging.path, result, request)
+            except OSError as error:
+                raise JobFailed(
+                    "output_unwritable",
+                    f"the report cannot be written: {error.strerror}. Is the disk full? What was evaluated is kept: "
+                    "the same request goes on from there",
+                ) from error
+            for name in names:
                 sync(staging.path / name)
         return result
 
@@ -278,6 +289,11 @@ class _Search:
                 )
                 record = record_of(one.direction, one.evaluation.scaling, split, *pending.wait(tick))
                 self.journal.append(replace(record, elapsed=round(self.elapsed(), 3)))
+            if not all(map(math.isfinite, self.journal.records[key].tasks.values())):
+                name = one.candidate.rule.name
+                self.warnings.append(
+                    f"the best of {name} has no {split} row: its scores there are no numbers"
+                )
             progress.done += 1
 
 

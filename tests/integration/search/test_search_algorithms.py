@@ -106,6 +106,8 @@ def test_a_task_on_which_its_own_model_scores_zero_is_named_before_any_merged_mo
         search(body | {"methods": ["median"]})
     assert failed.value.code == "individual_score_zero"
     assert len(logged(tmp_path)) == len(TASKS) * 2 + len(TASKS) * 2
+    # whoever repairs the data posts the same request, which must not be answered from what is kept
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".best")] == []
 
 
 def test_nan_in_a_model_is_found_before_anything_is_evaluated(

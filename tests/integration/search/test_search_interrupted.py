@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from perceptrons import logged
 
 from taumerge.errors import JobCancelled, JobFailed
 from taumerge.schemas import Progress, SearchResult
+from workers.search import report as report_module
 from workers.search.journal import NAME
 
 Search = Callable[..., SearchResult]
@@ -111,3 +113,20 @@ def test_a_budget_of_time_that_is_over_at_once_is_an_error_and_leaves_no_output(
         search(body | {"budget": {"minutes": 1e-6}})
     assert failed.value.code == "budget_too_small"
     assert not Path(body["output"]).exists()
+
+
+def test_a_disk_that_is_full_when_the_report_is_written_costs_no_evaluation(
+    search: Search, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*arguments: object) -> list[str]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    body |= {"methods": ["median"], "scaling": [0.3, 1.0]}
+    with monkeypatch.context() as patch:
+        patch.setattr(report_module, "write_report", full)
+        with pytest.raises(JobFailed, match="No space left") as failed:
+            search(body)
+    assert failed.value.code == "output_unwritable"
+    evaluated = len(logged(tmp_path))
+    assert search(body).complete
+    assert len(logged(tmp_path)) == evaluated
