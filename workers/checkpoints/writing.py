@@ -35,7 +35,7 @@ __all__ = [
 
 LARGEST_COPY = 100_000_000
 _JOURNAL = ".taumerge-journal"
-_PARENTS = "parents"
+_PARENTS, _CONTENTS = "parents", "contents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,19 @@ class Staging:
         ``sync`` the file first: after a power failure the record is believed.
         """
         self._write(self.journal / f"{name}.json", json.dumps(record).encode())
+
+    def keep_only(self, contents: str) -> None:
+        """Let finished files count only where they have these ``contents``, a fingerprint of what decides their bytes
+        and is not known before ``identity``. Others are made again."""
+        note = self.journal / _CONTENTS
+        try:
+            if note.exists() and note.read_text() == contents:
+                return
+            for record in self.journal.glob("*.json"):
+                record.unlink()
+        except OSError as error:
+            raise _failed(error, self.output) from error
+        self._write(note, contents.encode())
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """The records of the files that are complete, by file name."""

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def run_search(
     """Carry out ``request`` on the Ray cluster that this process is connected to.
 
     The output appears whole or not at all. Whatever ends the search early, what was evaluated stays in a hidden
-    directory beside it: the same request goes on from there, as long as the models are unchanged.
+    directory beside it: the same request goes on from there, as long as models and evaluation data are unchanged.
 
     Args:
         report: told about the progress a few times a second; what it raises stops the search.
@@ -81,7 +82,7 @@ def run_search(
             with clock.phase("start"):
                 evaluators.load(plan.merge)
                 actors = shard_actors(settings, detached=detached)
-            search = _Search(plan, actors, evaluators, journal, clock, report)
+            search = _Search(plan, actors, evaluators, journal, staging.journal / "tune", clock, report)
             outcomes = search.evaluate()
         result = search.stage(outcomes, staging, job_id)
         report(
@@ -109,6 +110,8 @@ class _Search:
     actors: Actors
     evaluators: Evaluators
     journal: Journal
+    scratch: Path
+    """For Ray Tune's own files."""
     clock: Clock
     report: Report
     mixes: dict[Rule, Mix] = field(default_factory=dict)
@@ -164,6 +167,7 @@ class _Search:
         rule = best.candidate.rule
         with self.clock.phase("merge"):
             merge = self.plan.merge_of(rule, best.evaluation.scaling)
+            staging.keep_only(merge.identity)  # an attempt with other evaluations may have had another winner
             merged = stage_merge(merge, self.mixes[rule], staging, self.actors, self.report, Clock(), job_id)
         with self.clock.phase("report"):
             result = SearchResult(
@@ -258,8 +262,7 @@ class _Search:
         if ended is None and course.deadline is not None and time.time() >= course.deadline:
             ended = "minutes"
         elif ended is None:
-            output = self.plan.output
-            ended = tune_lines(course, bench, self.journal, self.elapsed, rules, self.report, output)
+            ended = tune_lines(course, bench, self.journal, self.elapsed, rules, self.report, self.scratch)
             bench.release()
         if ended == "minutes":
             if not any(record.model in rules for record in self.journal.records.values()):

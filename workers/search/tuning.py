@@ -210,13 +210,14 @@ def tune_lines(
     clock: Callable[[], float],
     rules: Mapping[str, Sequence[str]],
     report: Report,
-    output: Path,
+    scratch: Path,
 ) -> str | None:
     """Evaluate what ``course`` says and is not in the journal yet.
 
     Args:
         clock: seconds that the search has taken.
         rules: the names of the rules that share a direction, by its digest.
+        scratch: a directory for Tune's own files, which is removed.
 
     Returns what of the budget ended the search early: ``evaluations``, ``minutes``, or null.
 
@@ -236,7 +237,7 @@ def tune_lines(
         {"memory": 1},  # nothing that others wait for: the evaluators do the work
         space,
         watch,
-        output.with_name(f".{output.name}.tune"),
+        scratch,
         config=tune.TuneConfig(
             metric=SCORE,
             mode="max",
