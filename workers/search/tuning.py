@@ -27,7 +27,8 @@ RECORDS, FAILURE, STOPPED, SCORE = "records", "failure", "stopped", "score"
 BATCH_SECONDS = 0.25
 """Evaluations shorter than this are reported together: a report takes Tune longer than a small model its λ."""
 SUGGESTIONS = 10
-"""Optuna may suggest a point again, which costs no evaluation: it is asked so many times the budget, at most."""
+"""Optuna may suggest a point again, which costs no evaluation: it is asked so many times the budget, at most. What is
+then left of the budget is drawn."""
 
 
 class SweepTrial(tune.Trainable):
@@ -225,30 +226,30 @@ def tune_lines(
         BaseException: what ``report`` raises; JobFailed: what an evaluation raises.
     """
     watch = _SearchWatch(course, journal, clock, rules, report, bench)
-    space: dict[str, Any] = {"direction": tune.grid_search(list(course.lines))}
-    search, samples, trials = None, 1, len(course.lines)
+
+    def run(course: Course, space: dict[str, Any], trials: int, **config: Any) -> None:
+        before = watch.completed
+        run_trials(
+            tune.with_parameters(SweepTrial, course=course, bench=bench, known=dict(journal.records)),
+            {"memory": 1},  # nothing that others wait for: the evaluators do the work
+            space,
+            watch,
+            scratch,
+            config=tune.TuneConfig(
+                metric=SCORE, mode="max", max_concurrent_trials=1, reuse_actors=True, **config
+            ),
+        )
+        if watch.stopped is None and watch.completed - before < trials:  # Tune answers Ctrl-C by ending early
+            raise KeyboardInterrupt
+
     if course.suggestions is not None:
-        search, samples = _optuna(course.seed), course.suggestions * SUGGESTIONS
-        trials = samples
         places = max(len(scalings) for scalings in course.lines.values())
         space = {"direction": tune.choice(list(course.lines)), "place": tune.randint(0, places)}
-    run_trials(
-        tune.with_parameters(SweepTrial, course=course, bench=bench, known=dict(journal.records)),
-        {"memory": 1},  # nothing that others wait for: the evaluators do the work
-        space,
-        watch,
-        scratch,
-        config=tune.TuneConfig(
-            metric=SCORE,
-            mode="max",
-            search_alg=search,
-            num_samples=samples,
-            max_concurrent_trials=1,
-            reuse_actors=True,
-        ),
-    )
-    if watch.stopped is None and watch.completed < trials:  # Tune answers Ctrl-C by ending early
-        raise KeyboardInterrupt
+        samples = course.suggestions * SUGGESTIONS
+        run(course, space, samples, search_alg=_optuna(course.seed), num_samples=samples)
+        course = course.rest(journal.records)
+    if watch.stopped is None and course.lines:
+        run(course, {"direction": tune.grid_search(list(course.lines))}, len(course.lines))
     return watch.stopped
 
 

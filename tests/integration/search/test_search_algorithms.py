@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from standin_evaluator import StandIn
 
 from taumerge.errors import InvalidRequest, JobFailed
-from taumerge.schemas import EvaluationSpec, SearchResult
+from taumerge.schemas import EvaluationSpec, Progress, SearchResult
+from workers.search import tuning
 
 Search = Callable[..., SearchResult]
 Merge = Callable[..., Any]
@@ -46,6 +47,18 @@ def test_optuna_evaluates_as_many_points_as_the_budget_has(
     assert len(result.evaluations) == 6
     assert result.complete
     assert len(logged(tmp_path)) == len(TASKS) * (6 + 2 + 2) + 2 * len(TASKS)
+
+
+def test_where_optuna_only_repeats_itself_the_budget_is_spent_all_the_same(
+    search: Search, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "SUGGESTIONS", 1)  # of ten points nine times one: some point is repeated
+    body |= {"methods": ["task_arithmetic", "median"], "algorithm": "optuna", "budget": {"evaluations": 9}}
+    heard: list[Progress] = []
+    result = search(body, heard.append)
+    assert len(result.evaluations) == 9
+    assert result.complete
+    assert [(one.done, one.total) for one in heard if one.phase == "evaluate"][-1] == (9, 9)
 
 
 def adapter(directory: Path, seed: int) -> tuple[str, torch.Tensor]:
