@@ -5,14 +5,18 @@ from __future__ import annotations
 import pickle
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray import tune
+from ray.exceptions import ActorDiedError, RayTaskError
 
+from taumerge.errors import JobFailed
 from taumerge.schemas import FinetuneRequest, Progress
 from workers.finetuning import grid
 from workers.finetuning.run import staging_of
+from workers.search.tuning import _SearchWatch
 from workers.settings import WorkerSettings
 from workers.tuning import Watch, run_trials
 
@@ -87,3 +91,14 @@ def test_grids_with_the_same_output_do_not_share_the_files_of_tune(
     assert scratches[0] != scratches[1] == scratches[2]
     assert {path.parent for path in scratches} == {tmp_path}
     assert all(path.name.startswith(".out.") for path in scratches)
+
+
+@pytest.mark.parametrize(
+    ("error", "stopped_by"),
+    [(RayTaskError("step", "", KeyError("fault")), RayTaskError), (ActorDiedError(), JobFailed)],
+)
+def test_only_a_process_that_died_is_lost(error: Exception, stopped_by: type[Exception]) -> None:
+    stand_in: Any = SimpleNamespace(directions=(), records={}, evaluators=SimpleNamespace(kill=lambda: None))
+    watch = _SearchWatch(stand_in, stand_in, lambda: 0.0, {}, lambda progress: None, stand_in)
+    watch.on_trial_error(0, [], SimpleNamespace(get_pickled_error=lambda: error))
+    assert isinstance(watch.stopped_by, stopped_by)

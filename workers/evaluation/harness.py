@@ -23,7 +23,7 @@ from workers.evaluation.harness_tasks import HarnessTask, load_harness_task
 from workers.evaluation.parameters import checkpoint_parameters
 from workers.finetuning.datasets.images import SPLIT_SEED
 from workers.finetuning.language_models import load_pretrained, open_base
-from workers.hardware import Hardware
+from workers.hardware import Hardware, lacks_memory
 
 VALIDATION_SHARE = 20
 """One in so many examples is validation data, drawn with a fixed seed; the others are the test data."""
@@ -78,6 +78,8 @@ class HarnessEvaluator:
                     confirm_run_unsafe_code=self._code_allowed,
                 )
         except Exception as error:  # whatever a task's own code raises
+            if lacks_memory(error):
+                raise
             raise JobFailed(
                 "harness_failed", f"task {task!r} failed in lm-evaluation-harness: {error}"
             ) from error

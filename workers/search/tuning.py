@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
 
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import JobError, Progress
@@ -160,6 +161,9 @@ class _SearchWatch(Watch):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error()
+        if isinstance(cause, RayTaskError):  # raised by the trial itself: a fault of ours
+            self.stop(cause)
+            return
         lost = JobFailed(
             "worker_lost",
             "the process that drives the evaluators ended unexpectedly; the same request goes on from there",

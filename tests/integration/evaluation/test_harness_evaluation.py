@@ -191,6 +191,27 @@ def test_a_score_has_no_gradient(base: Path, tasks: Path, cpu: Hardware) -> None
     assert failed.value.code == "no_gradients"
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(torch.OutOfMemoryError("CUDA"), torch.OutOfMemoryError), (KeyError("x"), JobFailed)],
+)
+def test_a_lack_of_memory_is_no_fault_of_the_task(
+    error: Exception,
+    raised: type[Exception],
+    base: Path,
+    tasks: Path,
+    cpu: Hardware,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    evaluator = build(base, spec_of(tasks / "sums.yaml"), cpu)
+    monkeypatch.setattr(lm_eval, "evaluate", fail)
+    with pytest.raises(raised):
+        evaluator.evaluate("one", "test")
+
+
 def refusal(base: Path, spec: EvaluationSpec, cpu: Hardware) -> tuple[tuple[str | int, ...], str, str]:
     with pytest.raises(InvalidRequest) as refused:
         build(base, spec, cpu)

@@ -143,6 +143,14 @@ def test_what_an_evaluator_refuses_comes_back_located(search: Search, body: dict
         search(body)
 
 
+def test_what_an_added_evaluator_raises_names_its_task(search: Search, body: dict[str, Any]) -> None:
+    body["evaluation"]["tasks"]["signs"]["options"]["fail"] = "no such sign\nsecond line"
+    with pytest.raises(JobFailed, match="scoring task 'signs' failed: StandInError: no such sign") as failed:
+        search(body)
+    assert failed.value.code == "evaluation_failed"
+    assert "second line" not in failed.value.message
+
+
 def test_foreground_search(search: Search, ray_session: str, body: dict[str, Any], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(body | {"methods": ["median"], "scaling": [0.5, 1.0]}))
