@@ -129,7 +129,7 @@ def plot_course(
         directions=distinct,
         lines=lines,
         adaptive=request.algorithm == "adaptive",
-        patience=request.patience if request.algorithm == "grid" else None,
+        patience=request.patience,
         suggestions=most if asks else None,
         seed=request.seed,
         split=request.evaluation.select_on,
