@@ -37,6 +37,11 @@ class Outcomes:
     warnings: tuple[str, ...]
 
     @property
+    def evaluated(self) -> int:
+        """How many evaluations that were: equal directions share theirs."""
+        return len({(one.direction.digest, one.evaluation.scaling) for one in self.found})
+
+    @property
     def best(self) -> Found:
         """The merge with the highest score, the first of equals."""
         return _best(self.found)

@@ -183,7 +183,7 @@ class _Search:
                 warnings=[*merged.warnings, *self.warnings],
             )
             try:
-                names = write_report(staging.path, result, request)
+                names = write_report(staging.path, result, request, outcomes.evaluated)
             except OSError as error:
                 raise JobFailed(
                     "output_unwritable",

@@ -109,6 +109,8 @@ def test_an_exhaustive_search_is_a_plain_loop_of_merges_to_the_last_digit(
     assert len(TASKS) * (distinct * 5 + 2) + 2 * len(TASKS) <= evaluations
     assert evaluations <= len(TASKS) * (distinct * 5 + 2 + len(tests)) + 2 * len(TASKS)
 
+    assert f"{distinct * 5} evaluations, as equal merges share one" in (written / "report.html").read_text()
+
     # the evidence lies beside the weights, and nothing else does
     assert SearchResult.model_validate_json((written / "search.json").read_text()).best == best
     assert {"search.parquet", "report.html", "score.png", "tasks.png"} <= {
