@@ -153,8 +153,7 @@ class ShardWorker:
             if one.values is not None:
                 digest.update(one.values.data)
                 nbytes += one.values.nbytes
-        square = sum(one.square for one in slices)
-        return DirectionPart(digest.digest(), square, nbytes, findings.bytes_read), slices
+        return DirectionPart(digest.digest(), nbytes, findings.bytes_read), slices
 
     def finish(self, path: Path) -> str:
         """Bring a complete output file to the disk; returns its SHA-256 in hex."""

@@ -166,8 +166,6 @@ class DirectionPart:
 
     digest: bytes
     """SHA-256 over every bit of V."""
-    square: float
-    """‖V‖₂²."""
     bytes: int
     """Bytes of the values."""
     bytes_read: int
