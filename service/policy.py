@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.settings import Settings
+from service.settings import DATABASE, Settings
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
 from workers.checkpoints.checkpoint import CheckpointError
@@ -131,18 +131,21 @@ def _local_problem(place: Path, roots: Sequence[Path], settings: Settings, verb:
     # The real path, with links and ".." resolved: what will be opened, not what was written.
     for path in _read_with(place) if verb == "read" else [place.resolve()]:
         # An output that is itself a root would put the merge's work directory beside it, outside the root.
-        allowing = [root for root in roots if path.is_relative_to(root) and (verb == "read" or path != root)]
-        if not allowing:
+        if not any(path.is_relative_to(root) and (verb == "read" or path != root) for root in roots):
             return _outside(verb)
-        state = settings.state_dir
-        touches_state = path.is_relative_to(state) or (verb == "write" and state.is_relative_to(path))
-        # A root below the state directory was set for requests; one around it was not set for the state.
-        if touches_state and not any(root != state and root.is_relative_to(state) for root in allowing):
+        if _is_state(path, settings) or (verb == "write" and settings.state_dir.is_relative_to(path)):
             return "holds the state of this service itself, or lies in it; choose another path"
     # What is written goes by the text of the path, where ".." after a link means another place.
     if verb == "write" and ".." in place.parts:
         return "has .. in it; write the path of an output without"
     return None
+
+
+def _is_state(path: Path, settings: Settings) -> bool:
+    """Whether ``path`` is, or lies in, the service's own part of its state directory."""
+    return path.is_relative_to(settings.work_dir) or (
+        path.parent == settings.state_dir and path.name.startswith(DATABASE)
+    )
 
 
 def _read_with(place: Path) -> list[Path]:

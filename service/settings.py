@@ -20,7 +20,10 @@ from workers.checkpoints.checkpoint import CheckpointError, local_path
 from workers.checkpoints.remote.path import WRITABLE, is_remote, parse_root
 from workers.settings import WorkerSettings
 
-__all__ = ["Settings", "is_loopback"]
+__all__ = ["DATABASE", "Settings", "is_loopback"]
+
+DATABASE = "jobs.sqlite3"
+"""The embedded job store in the state directory; SQLite's own files beside it have names that begin so."""
 
 
 class Settings(WorkerSettings):
@@ -94,7 +97,7 @@ class Settings(WorkerSettings):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not self.database_url:
-            self.database_url = f"sqlite:///{self.state_dir / 'jobs.sqlite3'}"
+            self.database_url = f"sqlite:///{self.state_dir / DATABASE}"
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
                 f"set TAUMERGE_TOKEN to listen on {self.host}: without a token the service listens on loopback only"
