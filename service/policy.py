@@ -9,8 +9,9 @@ from pathlib import Path
 from service.settings import Settings
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import DiagnoseRequest, EvaluationSpec, FinetuneRequest, MergeRequest, SearchRequest
-from workers.checkpoints.checkpoint import RECORD, CheckpointError
+from workers.checkpoints.checkpoint import CheckpointError
 from workers.checkpoints.files import Location, locate
+from workers.checkpoints.names import RECORD
 from workers.checkpoints.remote.path import RemotePath, is_remote, parse_root
 from workers.evaluation.preflight import places
 from workers.finetuning.datasets.hub_address import hub_address, is_hub

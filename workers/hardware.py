@@ -83,3 +83,8 @@ def _cpu_dtype(precision: Precision) -> torch.dtype:
     if precision == "float16":
         raise JobFailed("unsupported_device", "float16 training needs a GPU; use precision: auto or float32")
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether ``error`` says that the GPU, or the machine, is out of memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

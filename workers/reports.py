@@ -25,14 +25,6 @@ Cell: TypeAlias = str | float | None
 
 
 @dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-    kind: ClassVar[str] = "text"
-
-
-@dataclass(frozen=True)
 class Numbers:
     """The few numbers that matter: (label, value, note)."""
 
@@ -119,7 +111,7 @@ class Code:
     kind: ClassVar[str] = "code"
 
 
-Part: TypeAlias = Text | Numbers | Facts | Notices | Table | Picture | Code
+Part: TypeAlias = Numbers | Facts | Notices | Table | Picture | Code
 
 
 @dataclass(frozen=True)

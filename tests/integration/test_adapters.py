@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import MergeRequest
+from workers.checkpoints import adapter as adapter_module
 from workers.checkpoints.writing import Staging
 from workers.merging.low_rank import LowRankProduct
 from workers.merging.mix import check_sound, decide
@@ -429,9 +431,28 @@ def test_tensors_without_a_place_are_listed(square_base: Path, tmp_path: Path) -
         ),
         ({"wide.weight": torch.ones(4, 12, dtype=torch.int8)}, {}, "unsupported_dtype"),
         (factors("packed", 4, 6), {}, "unsupported_adapter"),
+        ({"packed.weight": torch.ones(4, 6)}, {}, "unsupported_adapter"),
+        ({"packed.weight": torch.ones(4, 6, dtype=torch.int8)}, {}, "unsupported_adapter"),
+        (
+            factors("wide", 4, 12) | {"wide.lora_A.weight": torch.zeros(8, 12)},
+            {},
+            "malformed_adapter",
+        ),
+        (
+            factors("square", 8, 8)
+            | {"square.lora_embedding_A": torch.ones(8, 8), "square.lora_embedding_B": torch.ones(8, 8)},
+            {},
+            "malformed_adapter",
+        ),
         (factors("wide", 4, 12), {"r": 0}, "malformed_adapter"),
         (factors("wide", 4, 12), {"lora_alpha": "many"}, "malformed_adapter"),
+        (factors("wide", 4, 12), {"lora_alpha": 1e300}, "malformed_adapter"),
+        (factors("wide", 4, 12), {"alpha_pattern": {"wide": -1e300}}, "malformed_adapter"),
+        (factors("wide", 4, 12, rank=0), {"rank_pattern": {"wide": 0}}, "malformed_adapter"),
         (factors("wide", 4, 12), {"rank_pattern": {"(": 8}}, "malformed_adapter"),
+        (factors("wide", 4, 12), {"rank_pattern": {"(?i)WIDE": 8}}, "malformed_adapter"),
+        (factors("wide", 4, 12), {"rank_pattern": {"(" * 9999 + ")" * 9999: 8}}, "malformed_adapter"),
+        (factors("wide", 4, 12), {"rank_pattern": {"a|" * 60_000: 8}}, "malformed_adapter"),
         # one wide module is plain, so fan_in_fan_out says nothing about the square one
         (factors("square", 8, 8) | factors("wide", 4, 12), {"fan_in_fan_out": True}, "unsupported_adapter"),
     ],
@@ -441,6 +462,86 @@ def test_adapters_that_do_not_fit(
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", weights, **config)
     assert [found for found, _ in refusals(square_base, adapter, tmp_path)] == [code]
+
+
+@pytest.mark.parametrize("pattern", ["(a|a)*[bc]", "(a|a)" * 40 + "[bc]"])
+def test_a_pattern_that_would_take_for_ever_is_given_up(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_module, "PATTERN_SECONDS", 0.2)
+    names = ["a" * 60 + str(number) for number in range(30)]
+    (tmp_path / "base").mkdir()
+    save_file({f"{name}.weight": torch.ones(4, 4) for name in names}, tmp_path / "base/model.safetensors")
+    weights = {key: tensor for name in names for key, tensor in factors(name, 4, 4).items()}
+    adapter = write_adapter(tmp_path / "adapter", weights, rank_pattern={pattern: 2})
+    begun = time.monotonic()
+    [(code, message)] = refusals(tmp_path / "base", adapter, tmp_path)
+    assert (code, "take more than 0.2 s to match" in message) == ("malformed_adapter", True)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_packed_tensor_that_an_adapter_replaces_is_listed(square_base: Path, tmp_path: Path) -> None:
+    weights = factors("wide", 4, 12) | {"packed.weight": torch.zeros(4, 6, dtype=torch.uint8)}
+    merge_plan = plan(square_base, [write_adapter(tmp_path / "adapter", weights)], tmp_path / "out")
+    merged, sums = merge(merge_plan)
+    assert torch.equal(merged["packed.weight"], torch.ones(4, 6, dtype=torch.uint8))
+    assert {merge_plan.names[tensor] for tensor in sums.differing} == {"packed.weight"}
+
+
+TIED = {
+    "linear": {"target_modules": ["lm_head", "q_proj"]},
+    "embedding": {"target_modules": ["embed_tokens"]},
+    "replaced": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+def tied_llama() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def train_tied(directory: Path, **config: Any) -> tuple[Path, Path, Tensor]:
+    """A tied base, an adapter of it, and what the two answer together."""
+    torch.manual_seed(0)
+    base = tied_llama()
+    base.save_pretrained(directory / "base")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **config))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+        model.save_pretrained(directory / "adapter")
+        return directory / "base", directory / "adapter", model.eval()(torch.arange(8)[None]).logits
+
+
+@pytest.mark.parametrize("config", TIED.values(), ids=TIED)
+@pytest.mark.parametrize("metadata", [{}, {"lm_head.weight": "model.embed_tokens.weight"}])
+def test_what_is_trained_of_a_tied_weight_counts_once(
+    config: dict[str, Any], metadata: dict[str, str], tmp_path: Path
+) -> None:
+    base, adapter, expected = train_tied(tmp_path, ensure_weight_tying=True, **config)
+    save_file(load_file(base / "model.safetensors"), base / "model.safetensors", {"format": "pt", **metadata})
+    merge(plan(base, [adapter], tmp_path / "out", scaling=1.0))
+    model = tied_llama().eval()
+    model.load_state_dict(load_file(tmp_path / "out/model.safetensors"), strict=False)
+    with torch.no_grad():
+        found = model(torch.arange(8)[None]).logits
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("modules", [["lm_head"], ["lm_head", "embed_tokens"]])
+def test_an_adapter_that_unties_a_weight_is_told_so(modules: list[str], tmp_path: Path) -> None:
+    base, adapter, _ = train_tied(tmp_path, target_modules=modules)
+    found = refusals(base, adapter, tmp_path)
+    assert {code for code, _ in found} == {"unplaced_tensor"}
+    assert all(
+        "if it is tied to model.embed_tokens.weight, train the adapter with" in one for _, one in found
+    )
 
 
 def test_a_base_that_is_an_adapter(square_base: Path, tmp_path: Path) -> None:

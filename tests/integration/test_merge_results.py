@@ -58,6 +58,13 @@ def test_result_and_receipt_say_what_was_measured(merge: Merge, golden_body: dic
     output = Path(golden_body["output"])
     receipt = json.loads((output / "taumerge.json").read_text())
     assert receipt["result"]["files"] == [one.model_dump() for one in result.files]
+    status = (Path(golden_body["base"]) / "model.safetensors").stat()
+    (file,) = receipt["inputs"]["base"]["files"]
+    assert (file["bytes"], file["mtime_ns"], file["ctime_ns"]) == (
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
     assert receipt["method"] == {
         "name": "cclip",
         "rho": 2.0,

@@ -85,6 +85,36 @@ def test_shards(directory: Path, tmp_path: Path) -> None:
     assert convert(directory, tmp_path).tensors.keys() == {"w", "b"}
 
 
+def test_shards_that_hold_a_tensor_twice(directory: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        torch.save(TENSORS, directory / f"pytorch_model-0000{number}-of-00002.bin")
+    with pytest.raises(CheckpointError, match="tensor b is in two of the files") as refused:
+        convert(directory, tmp_path)
+    assert refused.value.code == "unpickling_failed"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["epoch-01.pt", "epoch-02.pt"],
+        ["pytorch_model.bin", "optimizer.pt"],
+        ["pytorch_model-00001-of-00002.bin"],
+        ["pytorch_model-00001-of-00003.bin", "pytorch_model-00003-of-00003.bin"],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00003.bin"],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.pt"],
+        ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin"],
+    ],
+)
+def test_files_that_are_not_one_model(names: list[str], directory: Path) -> None:
+    for name in [*names, "training_args.bin"]:
+        torch.save(TENSORS, directory / name)
+    with pytest.raises(CheckpointError, match="name the file that is meant") as refused:
+        pickled_files(str(directory))
+    assert refused.value.code == "unsupported_checkpoint"
+    assert names[0] in refused.value.message
+    assert pickled_files(str(directory / names[0])) == [directory / names[0]]
+
+
 def evil(path: Path, marker: Path) -> None:
     torch.save({"w": Evil(marker)}, path)
 

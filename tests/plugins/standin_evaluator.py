@@ -2,7 +2,7 @@
 
 Options of a task: ``teacher``, a checkpoint that labels the inputs; ``log``, a file that gets a line for each
 evaluation; ``wait``, a file: no evaluation ends while it exists; ``flip``, the share of wrong labels; ``refuse``,
-a reason to refuse the task.
+a reason to refuse the task; ``fail``, what the evaluation ends with.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from taumerge.schemas import EvaluationSpec, Split
 
 EXAMPLES = 200
 BATCH = 64
+
+
+class StandInError(Exception):
+    """One that no other process can unpickle, as many in the wild."""
+
+    def __init__(self, task: str, message: str) -> None:
+        super().__init__(message)
 
 
 class Perceptron:
@@ -57,6 +64,8 @@ class StandIn:
                 file.write(f"{task} {split}\n")
         while "wait" in options and Path(options["wait"]).exists():
             time.sleep(0.01)
+        if "fail" in options:
+            raise StandInError(task, options["fail"])
         inputs, labels = self._examples(task, split, options)
         with torch.inference_mode():
             return float((self._model(inputs).argmax(dim=1) == labels).double().mean())

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+import regex
+from pydantic import BaseModel, Field, FiniteFloat, PrivateAttr, ValidationError
 
+from taumerge.schemas import LARGEST_FACTOR
 from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.dtypes import FLOATS
 from workers.checkpoints.errors import CheckpointError
@@ -46,6 +49,11 @@ _NOT_A_DELTA = {
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base as it is."""
 
+PATTERN_SECONDS = 5.0
+"""All patterns of an adapter may take so long to match: some would take for ever."""
+PATTERN_CHARACTERS = 100_000
+"""All patterns of an adapter may be so long together: enough for the name of every module."""
+
 _REMEDY = "merge it into its base with peft's merge_and_unload, save that model, and give it instead"
 
 
@@ -56,17 +64,47 @@ class _LoraConfig(BaseModel):
     lora_alpha: FiniteFloat = 8
     use_rslora: bool = False
     fan_in_fan_out: bool = False
-    rank_pattern: dict[str, int] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, FiniteFloat] | None = None
     init_lora_weights: bool | str | None = True
+    ensure_weight_tying: bool = False
+    """What is trained of a tied weight is saved under both of its names."""
+    _patterns: dict[str, re.Pattern[str] | regex.Pattern[str]] = PrivateAttr(default_factory=dict)
+    _deadline: float = PrivateAttr(default_factory=lambda: time.monotonic() + PATTERN_SECONDS)
+
+    def compile_patterns(self) -> None:
+        """Raises ``ValueError``, or whatever provokes the parsers of regular expressions."""
+        patterns = [*(self.rank_pattern or {}), *(self.alpha_pattern or {})]
+        if sum(map(len, patterns)) > PATTERN_CHARACTERS:
+            raise ValueError(f"they have more than {PATTERN_CHARACTERS} characters")
+        for pattern in patterns:
+            self._patterns[pattern] = re.compile(_ending(pattern))
+            if set(pattern) & set("*+?{|"):  # else it ends soon, and this library is ten times as fast
+                self._patterns[pattern] = regex.compile(_ending(pattern))
 
     def rank(self, module: str) -> int:
-        return _matching(self.rank_pattern or {}, module, self.r)
+        return self._matching(self.rank_pattern or {}, module, self.r)
 
     def scaling(self, module: str) -> float:
-        alpha = _matching(self.alpha_pattern or {}, module, self.lora_alpha)
+        alpha = self._matching(self.alpha_pattern or {}, module, self.lora_alpha)
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def _matching(self, patterns: Mapping[str, _Number], module: str, default: _Number) -> _Number:
+        """The value of the first pattern that the module's name ends with, as peft chooses it.
+
+        Raises ``TimeoutError`` beyond the deadline.
+        """
+        for pattern, value in patterns.items():
+            compiled = self._patterns[pattern]
+            if isinstance(compiled, re.Pattern):
+                found = compiled.match(module) is not None
+            else:
+                left = max(0.0, self._deadline - time.monotonic())
+                found = compiled.match(module, timeout=left) is not None
+            if found:
+                return value
+        return default
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,42 +149,63 @@ def place(adapter: Checkpoint, base: Checkpoint) -> tuple[dict[str, Delta], list
     config, refusals = _read_config(adapter.adapter or {})
     if config is None:
         return {}, refusals
-    problems: list[CheckpointError] = []
+    found, problems = _sort(adapter)
     replacements: dict[str, StoredTensor] = {}
-    pairs: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
+    low_ranks: dict[str, LowRank] = {}
+    for target, stored in found.replacements.items():
+        if target in base.tensors:
+            if problem := _unfit(stored, base.tensors[target]):
+                problems.append(problem)
+            else:
+                replacements[target] = stored
+    linear: list[LowRank] = []
+    for (module, embedding), pair in found.pairs.items():
+        target = f"{module}.weight"
+        if target not in base.tensors:
+            continue
+        try:
+            if target in low_ranks:
+                raise _twice(target)
+            low_ranks[target] = _low_rank(module, embedding, pair, base.tensors[target], config)
+            linear += [] if embedding else [low_ranks[target]]
+        except CheckpointError as error:
+            problems.append(error)
+        except TimeoutError:
+            problems.append(_malformed(f"the patterns take more than {PATTERN_SECONDS:g} s to match"))
+            break
+    problems += _doubtful(linear, config)
+    problems += _unplaced(found, base, replacements, low_ranks, tied=config.ensure_weight_tying)
+    names = [name for name in base.tensors if name in replacements or name in low_ranks]
+    return {name: Delta(replacements.get(name), low_ranks.get(name)) for name in names}, problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The tensors of an adapter by what of a base they are for."""
+
+    replacements: dict[str, StoredTensor]
+    """By the name of the tensor that they replace."""
+    pairs: dict[tuple[str, bool], dict[str, StoredTensor]]
+    """A and B by their module and whether it is an embedding."""
+
+
+def _sort(adapter: Checkpoint) -> tuple[_Found, list[CheckpointError]]:
+    found = _Found({}, {})
+    problems: list[CheckpointError] = []
     for full_name, stored in adapter.tensors.items():
         first_copy = _SECOND_COPY.sub("", full_name)
         if first_copy != full_name and first_copy in adapter.tensors:
             continue
         name = full_name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         factor = _FACTOR.fullmatch(name)
-        target = f"{factor['module']}.weight" if factor else name
-        if target not in base.tensors:
-            problems.append(_unplaced(full_name, target))
-        elif stored.info.dtype not in FLOATS and base.tensors[target].info.dtype in FLOATS:
-            message = f"tensor {full_name} has type {stored.info.dtype}; convert it to a plain float type"
-            problems.append(CheckpointError("unsupported_dtype", message))
-        elif factor:
-            pair = pairs.setdefault((factor["module"], factor["embedding"] is not None), {})
-            pair[factor["linear"] or factor["embedding"]] = stored
-        elif target in replacements:
-            message = f"two of its tensors stand for {target} of the base; save the adapter anew"
-            problems.append(CheckpointError("malformed_adapter", message))
-        elif stored.info.shape != base.tensors[target].info.shape:
-            problems.append(_misshapen(full_name, stored, target, base.tensors[target]))
-        else:
-            replacements[target] = stored
-    low_ranks: dict[str, LowRank] = {}
-    for (module, embedding), pair in pairs.items():
-        try:
-            low_rank = _low_rank(module, embedding, pair, base.tensors[f"{module}.weight"], config)
-            low_ranks[f"{module}.weight"] = low_rank
-        except CheckpointError as error:
-            problems.append(error)
-    linear = [f"{module}.weight" for module, embedding in pairs if not embedding]
-    problems += _doubtful([low_ranks[name] for name in linear if name in low_ranks], config)
-    names = [name for name in base.tensors if name in replacements or name in low_ranks]
-    return {name: Delta(replacements.get(name), low_ranks.get(name)) for name in names}, problems
+        slots, slot = found.replacements, name
+        if factor:
+            slots = found.pairs.setdefault((factor["module"], factor["embedding"] is not None), {})
+            slot = factor["linear"] or factor["embedding"]
+        if slot in slots:
+            problems.append(_twice(f"{factor['module']}.weight" if factor else name))
+        slots[slot] = stored
+    return found, problems
 
 
 def _read_config(raw: Mapping[str, object]) -> tuple[_LoraConfig | None, list[CheckpointError]]:
@@ -164,17 +223,15 @@ def _read_config(raw: Mapping[str, object]) -> tuple[_LoraConfig | None, list[Ch
     ]
     try:
         config = _LoraConfig.model_validate(raw)
-        for pattern in (*(config.rank_pattern or {}), *(config.alpha_pattern or {})):
-            re.compile(pattern)
-    except (ValidationError, re.error) as error:
+        config.compile_patterns()
+    except (ValueError, re.error, regex.error, RecursionError, OverflowError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else None
         place = (
             f"{problem['loc'][0]}: {problem['msg']}"
             if problem
-            else f"a pattern is no regular expression: {error}"
+            else f"the patterns are no regular expressions: {error}"
         )
-        message = f"adapter_config.json: {place}; save the adapter anew"
-        return None, [*refusals, CheckpointError("malformed_adapter", message)]
+        return None, [*refusals, _malformed(f"adapter_config.json: {place}")]
     start = config.init_lora_weights
     if (start.lower() if isinstance(start, str) else start) not in _PLAIN_STARTS:
         message = (
@@ -189,31 +246,33 @@ def _low_rank(
     module: str, embedding: bool, pair: Mapping[str, StoredTensor], base: StoredTensor, config: _LoraConfig
 ) -> LowRank:
     if pair.keys() != {"A", "B"}:
-        message = (
-            f"module {module} has lora_{next(iter(pair))} alone, not lora_A and lora_B; save the adapter anew"
-        )
-        raise CheckpointError("malformed_adapter", message)
+        raise _malformed(f"module {module} has lora_{next(iter(pair))} alone, not lora_A and lora_B")
     if base.info.dtype not in FLOATS:
         message = (
             f"the base has tensor {module}.weight in type {base.info.dtype}, to which no ΔW can be added; take the "
             "base that is not quantised"
         )
         raise CheckpointError("unsupported_adapter", message)
+    for stored in pair.values():
+        if stored.info.dtype not in FLOATS:
+            raise _no_float(stored)
     a, b, rank = pair["A"], pair["B"], config.rank(module)
     (outputs, *inner), (outer, *inputs) = b.info.shape or (0,), a.info.shape or (0,)
     shapes = f"lora_A {list(a.info.shape)}, lora_B {list(b.info.shape)}, in the base {list(base.info.shape)}"
     if not inputs or not inner or outer != rank or math.prod(inner) != rank:
-        message = (
-            f"module {module} has rank {rank} in adapter_config.json, but {shapes}; save the adapter anew"
-        )
-        raise CheckpointError("malformed_adapter", message)
+        raise _malformed(f"module {module} has rank {rank} in adapter_config.json, but {shapes}")
     as_linear = base.info.shape == (outputs, *inputs) and not embedding
     as_transposed = base.info.shape == (*inputs, outputs) and len(inputs) == 1
     if not as_linear and not as_transposed:
         message = f"module {module} does not fit: {shapes}; is this an adapter of this base?"
         raise CheckpointError("shape_mismatch", message)
     transposed = as_transposed and (not as_linear or config.fan_in_fan_out)
-    return LowRank(a, b, config.scaling(module), transposed)
+    scaling = config.scaling(module)
+    if abs(scaling) > LARGEST_FACTOR:
+        raise _malformed(
+            f"module {module} has the scaling {scaling:g} in adapter_config.json, above {LARGEST_FACTOR:g}"
+        )
+    return LowRank(a, b, scaling, transposed)
 
 
 def _doubtful(linear: Sequence[LowRank], config: _LoraConfig) -> list[CheckpointError]:
@@ -230,22 +289,90 @@ def _doubtful(linear: Sequence[LowRank], config: _LoraConfig) -> list[Checkpoint
     return [CheckpointError("unsupported_adapter", message)]
 
 
-def _unplaced(name: str, target: str) -> CheckpointError:
-    message = f"tensor {name} finds no place: the base has no {target}; is this an adapter of this base?"
-    return CheckpointError("unplaced_tensor", message)
+def _unplaced(
+    found: _Found,
+    base: Checkpoint,
+    replacements: Mapping[str, StoredTensor],
+    low_ranks: Mapping[str, LowRank],
+    *,
+    tied: bool,
+) -> list[CheckpointError]:
+    """Problems with the tensors whose names the base does not have.
+
+    None where the weight is ``tied``: then it was placed under its other name, which the metadata of the base gives,
+    or the shape where only one tensor has it.
+    """
+    absent = [
+        (target, stored.info.shape, replacements.keys(), [stored])
+        for target, stored in found.replacements.items()
+    ]
+    absent += [
+        (f"{module}.weight", _shape(pair, embedding), low_ranks.keys(), list(pair.values()))
+        for (module, embedding), pair in found.pairs.items()
+    ]
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, one in base.tensors.items():
+        by_shape.setdefault(one.info.shape, []).append(name)
+    problems = []
+    for target, shape, placed, tensors in absent:
+        if target in base.tensors:
+            continue
+        other = base.find(target)
+        alike = [other.info.name] if other else by_shape.get(shape, []) if len(shape) == 2 else []
+        if tied and len(alike) == 1 and alike[0] in placed:
+            continue
+        why = "is this an adapter of this base?"
+        if len(alike) == 1:
+            why = (
+                f"if it is tied to {alike[0]}, train the adapter with ensure_weight_tying, or save the base and its "
+                "models untied"
+            )
+        for stored in tensors:
+            message = f"tensor {stored.info.name} finds no place: the base has no {target}; {why}"
+            problems.append(CheckpointError("unplaced_tensor", message))
+    return problems
 
 
-def _misshapen(name: str, stored: StoredTensor, target: str, base: StoredTensor) -> CheckpointError:
-    message = (
-        f"tensor {name} has shape {list(stored.info.shape)}, {target} of the base {list(base.info.shape)}: "
-        "is this an adapter of this base?"
-    )
-    return CheckpointError("shape_mismatch", message)
+def _shape(pair: Mapping[str, StoredTensor], embedding: bool) -> tuple[int, ...]:
+    """Of the weight that A and B belong to; () for one of them alone."""
+    if pair.keys() != {"A", "B"}:
+        return ()
+    outputs, inputs = pair["B"].info.shape[:1], pair["A"].info.shape[1:]
+    return inputs + outputs if embedding else outputs + inputs
 
 
-def _matching(patterns: Mapping[str, _Number], module: str, default: _Number) -> _Number:
-    """The value of the first pattern that the module's name ends with, as peft chooses it."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _unfit(stored: StoredTensor, base: StoredTensor) -> CheckpointError | None:
+    """Why a tensor cannot replace one of the base."""
+    name, dtype, target = stored.info.name, stored.info.dtype, base.info.name
+    if dtype not in FLOATS and base.info.dtype in FLOATS:
+        return _no_float(stored)
+    if dtype != base.info.dtype and base.info.dtype not in FLOATS:
+        message = (
+            f"the base has tensor {target} in type {base.info.dtype}, which {name} of type {dtype} cannot replace; "
+            "take the base that is not quantised"
+        )
+        return CheckpointError("unsupported_adapter", message)
+    if stored.info.shape != base.info.shape:
+        message = (
+            f"tensor {name} has shape {list(stored.info.shape)}, {target} of the base {list(base.info.shape)}: "
+            "is this an adapter of this base?"
+        )
+        return CheckpointError("shape_mismatch", message)
+    return None
+
+
+def _no_float(stored: StoredTensor) -> CheckpointError:
+    message = f"tensor {stored.info.name} has type {stored.info.dtype}; convert it to a plain float type"
+    return CheckpointError("unsupported_dtype", message)
+
+
+def _twice(target: str) -> CheckpointError:
+    return _malformed(f"two of its tensors stand for {target} of the base")
+
+
+def _malformed(problem: str) -> CheckpointError:
+    return CheckpointError("malformed_adapter", f"{problem}; save the adapter anew")
+
+
+def _ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"

@@ -27,10 +27,11 @@ from workers.checkpoints.files import (
     state_of,
 )
 from workers.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
+from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, PICKLED, RECORD, STEMS
+from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = [
-    "RECORD",
     "Checkpoint",
     "CheckpointError",
     "FileRecord",
@@ -42,37 +43,8 @@ __all__ = [
     "read_training",
 ]
 
-STEMS = ("model", "open_clip_model")
-"""What transformers and open_clip call the weights, without ``.safetensors``."""
-
-RECORD = "training.json"
-"""How the checkpoint was trained; it lies beside the weights."""
-
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "open_clip_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "vocab.bpe",
-    "merges.txt",
-    "*.model",  # sentencepiece
-    "*.tiktoken",
-    "chat_template.json",
-    "chat_template.jinja",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-)
-_ADAPTER = "adapter_model"
-_ADAPTER_CONFIG = "adapter_config.json"
 _LARGEST_COMPANION = 100_000_000
 _LARGEST_RECORD = 1_000_000
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +71,6 @@ class Checkpoint:
     """Of the first file."""
     stem: str
     """Name of the weights without ``.safetensors``: ``model``, ``open_clip_model``, or the single file's."""
-    sharded: bool
-    """Whether there is an index."""
     adapter: Mapping[str, Any] | None = None
     """``adapter_config.json`` where this is an adapter; ``tensors`` are then the adapter's own."""
 
@@ -133,7 +103,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
 
     Raises:
         CheckpointError: ``unsupported_uri``, ``checkpoint_not_found``, ``checkpoint_unreadable``,
-            ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter),
+            ``unsupported_checkpoint`` (pickled weights, unknown names, half an adapter, a model and an adapter),
             ``unfinished_checkpoint``, ``extra_missing``, ``malformed_adapter``, ``malformed_index``,
             ``index_missing_file``, ``index_missing_tensor``, ``index_unlisted_tensor``, or what ``read_header`` raises.
     """
@@ -154,16 +124,21 @@ def open_checkpoint(uri: str) -> Checkpoint:
             f"{path.name} is not a .safetensors file. Convert the weights to safetensors, or name the "
             "directory that holds them.",
         )
-    return _open_files(uri, path.parent, {path.name: None}, stem=path.stem, sharded=False)
+    return _open_files(uri, path.parent, {path.name: None}, stem=path.stem)
 
 
 def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """``training.json`` beside the weights, as it stands there; empty without the file.
 
+    Empty, too, for a checkpoint that was named as a single file where other weights lie beside it: whose it is shows
+    nowhere. A web server does not tell what lies there.
+
     Raises:
         CheckpointError: ``malformed_training_record``.
     """
     try:
+        if not _is_whole(checkpoint) and _has_neighbours(checkpoint):
+            return {}
         return _read_object(checkpoint.directory / RECORD, _LARGEST_RECORD)
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -201,7 +176,7 @@ def companions(checkpoint: Checkpoint) -> list[Location]:
         return []
     try:
         found = [checkpoint.directory / name for name in sorted(names_in(checkpoint.directory))]
-        named = [path for path in found if any(path.match(pattern) for pattern in _COMPANIONS)]
+        named = [path for path in found if any(path.match(pattern) for pattern in COMPANIONS)]
         small = each(_is_companion, named, checkpoint.directory)
     except OSError as error:
         raise CheckpointError(
@@ -215,6 +190,14 @@ def _is_whole(checkpoint: Checkpoint) -> bool:
     """Whether the URI names the directory, not one file in it."""
     location = locate(checkpoint.uri)
     return location == checkpoint.directory if isinstance(location, Path) else is_directory(location)
+
+
+def _has_neighbours(checkpoint: Checkpoint) -> bool:
+    """Whether the directory of a single file may hold other weights; raises ``OSError``."""
+    if isinstance(checkpoint.directory, RemotePath) and not checkpoint.directory.listed:
+        return True
+    others = names_in(checkpoint.directory) - {locate(checkpoint.uri).name}
+    return any(name.endswith(".safetensors") or PICKLED.fullmatch(name) for name in others)
 
 
 def _is_companion(path: Location) -> bool:
@@ -244,12 +227,19 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
             f"A merge that writes {uri} has not finished. Wait for it; if it is dead, merge there again "
             "with overwrite.",
         )
+    whole = names & {f"{stem}.safetensors{index}" for stem in STEMS for index in ("", ".index.json")}
+    if whole and names & {f"{ADAPTER}.safetensors", f"{ADAPTER}.bin"}:
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} holds a whole model ({min(whole)}) and an adapter, and either may be meant: move one of them to a "
+            "directory of its own, or name the model's .safetensors file itself.",
+        )
     for stem in STEMS:
         if f"{stem}.safetensors" in names:
-            return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem, sharded=False)
+            return _open_files(uri, directory, {f"{stem}.safetensors": None}, stem=stem)
         if (index := f"{stem}.safetensors.index.json") in names:
-            return _open_files(uri, directory, _read_index(directory / index, names), stem=stem, sharded=True)
-    if names & {f"{_ADAPTER}.safetensors", _ADAPTER_CONFIG}:
+            return _open_files(uri, directory, _read_index(directory / index, names), stem=stem)
+    if names & {f"{ADAPTER}.safetensors", ADAPTER_CONFIG}:
         return _open_adapter(uri, directory, names)
     other = sorted(name for name in names if name.endswith(".safetensors"))
     if other:
@@ -258,7 +248,7 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
             f"{uri} has no model.safetensors and no index for it. It holds {other[0]!a}{_and_more(other)}: "
             "name the file itself.",
         )
-    pickled = sorted(name for name in names if any(Path(name).match(pattern) for pattern in _PICKLES))
+    pickled = sorted(filter(PICKLED.fullmatch, names))
     if pickled:
         raise CheckpointError(
             "unsupported_checkpoint",
@@ -273,14 +263,14 @@ def _open_directory(uri: str, directory: Location) -> Checkpoint:
 
 
 def _open_adapter(uri: str, directory: Location, names: set[str]) -> Checkpoint:
-    weights = f"{_ADAPTER}.safetensors"
-    if absent := {weights, _ADAPTER_CONFIG} - names:
+    weights = f"{ADAPTER}.safetensors"
+    if absent := {weights, ADAPTER_CONFIG} - names:
         raise CheckpointError(
             "unsupported_checkpoint",
             f"{uri} holds an adapter without {absent.pop()}: save it with peft's save_pretrained, as safetensors.",
         )
-    opened = _open_files(uri, directory, {weights: None}, stem=_ADAPTER, sharded=False)
-    path = directory / _ADAPTER_CONFIG
+    opened = _open_files(uri, directory, {weights: None}, stem=ADAPTER)
+    path = directory / ADAPTER_CONFIG
     try:
         state = state_of(path)
         raw = read_small(path, _LARGEST_RECORD)
@@ -293,12 +283,12 @@ def _open_adapter(uri: str, directory: Location, names: set[str]) -> Checkpoint:
         raise CheckpointError("malformed_adapter", f"{path.name} {error}; save the adapter anew.") from error
     # The configuration decides the numbers as much as the weights do, so it is one of the files.
     digest = hashlib.sha256(raw).hexdigest()
-    record = FileRecord(path.name, path, state.size, state.mtime_ns, state.inode, digest, state.version)
+    record = FileRecord(path.name, path, state, digest)
     return replace(opened, files=(*opened.files, record), adapter=config)
 
 
 def _open_files(
-    uri: str, directory: Location, listed: Mapping[str, set[str] | None], *, stem: str, sharded: bool
+    uri: str, directory: Location, listed: Mapping[str, set[str] | None], *, stem: str
 ) -> Checkpoint:
     """Read the headers of the files in ``listed``, which maps them to the tensors that the index says."""
     files: list[FileRecord] = []
@@ -313,7 +303,7 @@ def _open_files(
         metadata = metadata if files else header.metadata
         tensors |= {key: StoredTensor(info, len(files)) for key, info in header.tensors.items()}
         files.append(record)
-    return Checkpoint(uri, directory, tuple(files), tensors, metadata, stem, sharded)
+    return Checkpoint(uri, directory, tuple(files), tensors, metadata, stem)
 
 
 def _open_file(path: Location) -> tuple[FileRecord, Header]:
@@ -327,10 +317,7 @@ def _open_file(path: Location) -> tuple[FileRecord, Header]:
             "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
         ) from error
     header = read_header(path, state)
-    record = FileRecord(
-        path.name, path, state.size, state.mtime_ns, state.inode, header.digest, state.version
-    )
-    return record, header
+    return FileRecord(path.name, path, state, header.digest), header
 
 
 def _read_object(path: Location, largest: int) -> dict[str, Any]:

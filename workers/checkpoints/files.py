@@ -48,9 +48,15 @@ class FileState:
 
     size: int
     mtime_ns: int = 0
+    ctime_ns: int = 0
+    """Nobody sets it back, as tar and cp -p do with the other time; a freed inode is soon given away again."""
     inode: int = 0
     version: str = ""
-    """In a store: ETag, generation, or hash; it has neither time nor inode."""
+    """In a store: ETag, generation, or hash; it has neither times nor inode."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +66,8 @@ class FileRecord:
     name: str
     """Relative to the checkpoint's directory."""
     path: Location
-    size: int
-    mtime_ns: int
-    inode: int
+    state: FileState
     header_sha256: str
-    version: str = ""
-    """See ``FileState``; empty for a file on a disk."""
-
-    @property
-    def state(self) -> FileState:
-        return FileState(self.size, self.mtime_ns, self.inode, self.version)
 
 
 def local_path(uri: str) -> Path:
@@ -124,7 +122,7 @@ def state_of(path: Location) -> FileState:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "it is not a regular file")
-    return FileState(status.st_size, status.st_mtime_ns, status.st_ino)
+    return FileState.of(status)
 
 
 def read_small(path: Location, largest: int) -> bytes:

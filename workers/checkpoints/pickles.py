@@ -14,33 +14,47 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from workers.checkpoints.checkpoint import STEMS, Checkpoint, open_checkpoint
+from workers.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from workers.checkpoints.errors import CheckpointError
 from workers.checkpoints.files import FileRecord, locate, state_of
+from workers.checkpoints.names import PICKLED, STEMS
 
-__all__ = ["PATTERNS", "open_pickled", "pickled_files"]
+__all__ = ["open_pickled", "pickled_files"]
 
-PATTERNS = (".bin", ".pt", ".pth", ".ckpt")
 NAMES = {"pytorch_model": "model", "open_clip_pytorch_model": "open_clip_model"}
 """What transformers and open_clip call pickled weights, and what they call the same as safetensors."""
 SECONDS, SECONDS_PER_GB = 120, 20
+NAMED = 5
+"""Files that a message names at most."""
 KEPT_SECONDS = 24 * 3600
 """How long a converted checkpoint is kept after it was last asked for."""
 
 
 def pickled_files(uri: str) -> list[Path]:
-    """The pickled weights that ``uri`` names on a disk; none where it names anything else."""
+    """The pickled weights that ``uri`` names on a disk; none where it names anything else.
+
+    Raises:
+        CheckpointError: ``unsupported_checkpoint``: several files that are not the shards of one model.
+    """
     path = locate(uri)
     if not isinstance(path, Path):
         return []
     if path.is_file():
-        return [path] if path.suffix in PATTERNS else []
+        return [path] if PICKLED.fullmatch(path.name) else []
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
         return []
-    found = sorted(name for name in names if name.endswith(PATTERNS) and name != "training_args.bin")
-    stems = {name.split("-0")[0].rpartition(".")[0] or name.split("-0")[0] for name in found}
-    return [path / name for name in found] if len(stems) == 1 else []
+    found = [match for name in sorted(names - {"training_args.bin"}) if (match := PICKLED.fullmatch(name))]
+    count = found[0]["count"] if found else None
+    numbers = [int(match["number"] or 0) for match in found]
+    several = len({(match["stem"], match["count"], match["suffix"]) for match in found}) > 1
+    if several or (count and numbers != list(range(1, int(count) + 1))):
+        raise CheckpointError(
+            "unsupported_checkpoint",
+            f"{uri} holds pickled weights ({', '.join(match[0] for match in found[:NAMED])}) that are neither one file "
+            "nor all shards of one model: name the file that is meant, or complete the shards.",
+        )
+    return [path / match[0] for match in found]
 
 
 def open_pickled(uri: str, files: list[Path], work: Path) -> Checkpoint:
@@ -53,7 +67,8 @@ def open_pickled(uri: str, files: list[Path], work: Path) -> Checkpoint:
     records = [_record(path) for path in files]
     print_ = hashlib.sha256(repr([(str(one.path), one.state) for one in records]).encode()).hexdigest()
     directory = work / print_[:32]
-    stem = NAMES.get(files[0].name.split("-0")[0].partition(".")[0], STEMS[0])
+    name = PICKLED.fullmatch(files[0].name)
+    stem = NAMES.get(name["stem"] if name else "", STEMS[0])
     converted = directory / f"{stem}.safetensors"
     _sweep(work, directory)
     if not converted.exists():
@@ -78,7 +93,7 @@ def _record(path: Path) -> FileRecord:
         raise CheckpointError(
             "checkpoint_unreadable", f"{path.name}: cannot be read: {error.strerror}"
         ) from error
-    return FileRecord(path.name, path, state.size, state.mtime_ns, state.inode, "")
+    return FileRecord(path.name, path, state, "")
 
 
 def _convert(files: list[Path], target: Path) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from taumerge.errors import JobFailed
-from workers.checkpoints.files import FileRecord, state_of
+from workers.checkpoints.files import FileRecord, FileState, state_of
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.remote.reader import RemoteReader, input_changed, input_unreadable
 
@@ -34,7 +34,7 @@ class FileReader:
             raise self._changed() from error
         except OSError as error:
             raise self._unreadable(error) from error
-        if not _matches(os.fstat(self._fd), record):
+        if FileState.of(os.fstat(self._fd)) != record.state:
             self.close()
             raise self._changed()
 
@@ -94,7 +94,3 @@ def unchanged(record: FileRecord) -> bool:
         return state_of(record.path) == record.state
     except OSError:
         return False
-
-
-def _matches(status: os.stat_result, record: FileRecord) -> bool:
-    return (status.st_size, status.st_mtime_ns, status.st_ino) == (record.size, record.mtime_ns, record.inode)

@@ -24,7 +24,10 @@ def main() -> None:
     tensors: dict[str, Tensor] = {}
     try:
         for source in sources:
-            tensors |= _tensors(torch.load(source, map_location="cpu", weights_only=True))
+            more = _tensors(torch.load(source, map_location="cpu", weights_only=True))
+            if twice := tensors.keys() & more.keys():
+                raise ValueError(f"tensor {min(twice)} is in two of the files")
+            tensors |= more
         if not tensors:
             raise ValueError("it holds no tensors")
         # clones, because safetensors stores no two names of one tensor

@@ -40,7 +40,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095
 _LONGEST_BELOW = 512
 """Bytes kept free for the names below an output."""
 _JOURNAL = ".taumerge-journal"
-_PARENTS = "parents"
+_PARENTS, _CONTENTS = "parents", "contents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,19 @@ class Staging:
         ``sync`` the file first: after a power failure the record is believed.
         """
         self._write(self.journal / f"{name}.json", json.dumps(record).encode())
+
+    def keep_only(self, contents: str) -> None:
+        """Let finished files count only where they have these ``contents``, a fingerprint of what decides their bytes
+        and is not known before ``identity``. Others are made again."""
+        note = self.journal / _CONTENTS
+        try:
+            if note.exists() and note.read_text() == contents:
+                return
+            for record in self.journal.glob("*.json"):
+                record.unlink()
+        except OSError as error:
+            raise _failed(error, self.output) from error
+        self._write(note, contents.encode())
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """The records of the files that are complete, by file name."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from taumerge.errors import JobFailed
 from taumerge.schemas import Split
+from workers.search.model import explained
 
 if TYPE_CHECKING:
     from workers.evaluation.evaluator import Evaluator
@@ -49,13 +50,14 @@ class Gradients:
             JobFailed: ``no_gradients``, or ``nonfinite`` when the loss of some batch is not finite.
         """
         gradient, terms = self._zeros(), 0
-        for loss, count in self._evaluator.losses(task, split):
-            # The sum over the batch, so that batches of different sizes add up to the mean over all of them.
-            parts = torch.autograd.grad(loss * count, self._parameters, allow_unused=True)
-            for sum_, part in zip(gradient, parts, strict=True):
-                if part is not None:
-                    sum_.add_(part)
-            terms += count
+        with explained(f"differentiating the loss of task {task!r}"):
+            for loss, count in self._evaluator.losses(task, split):
+                # The sum over the batch, so that batches of different sizes add up to the mean over all of them.
+                parts = torch.autograd.grad(loss * count, self._parameters, allow_unused=True)
+                for sum_, part in zip(gradient, parts, strict=True):
+                    if part is not None:
+                        sum_.add_(part)
+                terms += count
         for total, sum_ in zip(self._total, gradient, strict=True):
             total.add_(sum_.div_(terms))
         square = _square(gradient)

@@ -122,7 +122,7 @@ def _misfits(checkpoint: Checkpoint, record: dict[str, Any]) -> list[str]:
         found.append(
             f"its training record says rank {settings.get('rank')} and its adapter_config.json {adapter.get('r', 8)}"
         )
-    sizes = {file.name: file.size for file in checkpoint.files}
+    sizes = {file.name: file.state.size for file in checkpoint.files}
     for name, recorded in _recorded_sizes(record).items():
         if name in sizes and sizes[name] != recorded:
             found.append(

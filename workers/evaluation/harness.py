@@ -23,7 +23,7 @@ from workers.evaluation.harness_tasks import HarnessTask, load_harness_task
 from workers.evaluation.parameters import checkpoint_parameters
 from workers.finetuning.datasets.images import fixed_order
 from workers.finetuning.language_models import load_pretrained, open_base
-from workers.hardware import Hardware
+from workers.hardware import Hardware, lacks_memory
 
 VALIDATION_SHARE = 20
 """One in so many examples is validation data, drawn with a fixed seed; the others are the test data."""
@@ -36,7 +36,6 @@ class Scored:
     """A task of the request as the harness runs it."""
 
     loaded: HarnessTask
-    metric: str | None
     examples: Mapping[Split, Mapping[str, list[int]]]
     """By split, of each of its tasks the examples, by their place among those that the harness evaluates."""
 
@@ -79,10 +78,12 @@ class HarnessEvaluator:
                     confirm_run_unsafe_code=self._code_allowed,
                 )
         except Exception as error:  # whatever a task's own code raises
+            if lacks_memory(error):
+                raise
             raise JobFailed(
                 "harness_failed", f"task {task!r} failed in lm-evaluation-harness: {error}"
             ) from error
-        return _metric(task, scored.metric, found["results"][scored.loaded.name])
+        return _metric(task, scored.loaded.metric, found["results"][scored.loaded.name])
 
     def losses(self, task: str, split: Split) -> Iterator[tuple[Tensor, int]]:
         """Refused: generated texts and choices have no gradient."""
@@ -116,7 +117,7 @@ def _scored(name: str, task: EvaluationTask, code_allowed: bool) -> Scored:
         if task.num_fewshot is not None or one.get_config("num_fewshot") is None:
             one.set_config("num_fewshot", task.num_fewshot or 0)
         examples["validation"][key], examples["test"][key] = _split(len(one.eval_docs), task.limit, loc)
-    return Scored(loaded, task.metric, examples)
+    return Scored(loaded, examples)
 
 
 def _split(count: int, limit: int | None, loc: Location) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ import difflib
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class HarnessTask:
     tasks: Mapping[str, Any]
     """By name, the ``lm_eval.api.task.Task``s: one, or those of the group."""
     groups: Mapping[str, Any] = field(default_factory=dict)
+    metric: str | None = None
+    """Its score, ``METRIC`` or ``METRIC,FILTER``; null: the first that the task's own code makes."""
 
     def as_dict(self) -> dict[str, Any]:
         """As ``TaskManager.load`` gives it and ``lm_eval.evaluate`` takes it."""
@@ -67,8 +69,7 @@ def load_harness_task(name: str, metric: str | None, loc: Location, *, code_allo
         raise InvalidRequest.at(loc_name, "task_unloadable", message) from error
     if not code_allowed and any(getattr(task, "UNSAFE_CODE", False) for task in found.tasks.values()):
         raise _unsafe(name, loc_name)
-    _check_metric(found, metric, (*loc, "metric"))
-    return found
+    return replace(found, metric=_check_metric(found, metric, (*loc, "metric")))
 
 
 def _confine_templates() -> None:
@@ -127,11 +128,14 @@ def _single(loaded: Mapping[str, Any], loc: Location) -> HarnessTask:
     raise InvalidRequest.at(loc, "several_tasks", message)
 
 
-def _check_metric(found: HarnessTask, metric: str | None, loc: Location) -> None:
-    """Refuse a metric that the tasks do not have, or that is better when lower."""
+def _check_metric(found: HarnessTask, metric: str | None, loc: Location) -> str | None:
+    """The metric that is the score. Refuses one that the tasks do not have, or that is better when lower."""
     directions: dict[str, bool] = {}
     for task in found.tasks.values():
         directions |= task.higher_is_better()
+    if found.name in found.groups:  # which has those that it averages, and no others
+        averaged = [one.metric for one in found.groups[found.name].aggregate_metric_list]
+        directions = {name: directions.get(name, True) for name in averaged}
     wanted = metric.partition(",")[0] if metric else next(iter(directions), None)
     known = ", ".join(directions)
     # A task's own code may make other metrics of those listed (pass@1 of pass_at_k).
@@ -140,6 +144,7 @@ def _check_metric(found: HarnessTask, metric: str | None, loc: Location) -> None
     if directions.get(wanted or "") is False:
         message = f"{wanted} is better when lower, so it is no score; name another in metric: {known}"
         raise InvalidRequest.at(loc, "unsuitable_metric", message)
+    return metric or (wanted if wanted in METRICS else None)
 
 
 def _unsafe(name: str, loc: Location) -> InvalidRequest:

@@ -67,7 +67,7 @@ def places(spec: EvaluationSpec) -> list[tuple[Location, str]]:
         loc = ("evaluation", "tasks", name)
         if task.dataset is not None:
             found += [((*loc, "dataset", field), uri) for field, uri in dataset_places(task.dataset)]
-        if is_file(task.name or name):
+        if spec.kind == "lm_eval" and is_file(task.name or name):
             found.append(((*loc, "name"), task.name or name))
     return found
 

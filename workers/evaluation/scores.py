@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 
@@ -19,14 +20,16 @@ def normalised(scores: Mapping[str, float], individual: Mapping[str, float]) -> 
         individual: what the model fine-tuned for each task reaches on it, on the same split.
 
     Raises:
-        JobFailed: ``individual_score_zero``, with the tasks in ``details``: nothing can be normalised by zero.
+        JobFailed: ``individual_score_zero``, with the tasks in ``details``: nothing can be normalised by zero, by NaN,
+            or by a score below zero, which would turn the order of the models round.
     """
-    useless = [task for task in scores if individual[task] == 0]
+    useless = [task for task in scores if not 0 < individual[task] < math.inf]
     if useless:
         raise JobFailed(
             "individual_score_zero",
-            f"the model fine-tuned for task {useless[0]!r} scores 0 on it, so nothing can be normalised by its score; "
-            "check its data and classes, give it more validation data, or leave the task out",
+            f"the model fine-tuned for task {useless[0]!r} scores {individual[useless[0]]:g} on it, and only a score "
+            "above 0 can normalise others; check its data and classes, give it more validation data, or leave the "
+            "task out",
             {"tasks": useless},
         )
     return Scores(

@@ -52,8 +52,8 @@ def run_grid(
             stagings[index] = staging_of(run, path)
     if stagings:
         options = worker_options(request, settings)
-        scratch = output.with_name(f".{output.name}.tune")
-        _run_trials(runs, stagings, options, scratch, watch)
+        # Tune's own files: another grid with this output has others
+        _run_trials(runs, stagings, options, staging_of(request, output).path, watch)
         if len(watch.results) < len(runs):  # Tune answers Ctrl-C by ending early
             raise KeyboardInterrupt
     results = [watch.results[index] for index in range(len(runs))]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from workers.checkpoints.local_copy import cache_directory
 from workers.finetuning.towers import Clip
 
 PROMPTS_AT_ONCE = 512
@@ -28,7 +28,7 @@ def zero_shot_head(
     in the user's cache directory, by what it is computed from: text tower, configuration and tokens.
     """
     tokens = clip.tokenizer(_prompts(classes, templates)).view(len(classes), len(templates), -1)
-    path = _cache_directory() / f"{_key(clip, tokens)}.safetensors"
+    path = cache_directory() / "heads" / f"{_key(clip, tokens)}.safetensors"
     if path.exists():
         return load_file(path)["head"]
     head = _build(clip.model, tokens, device)
@@ -72,7 +72,3 @@ def _key(clip: Clip, tokens: Tensor) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taumerge" / "heads"

@@ -19,7 +19,7 @@ from workers.finetuning.ledger import Ledger, Log, Report, Run, Step
 from workers.finetuning.schedule import learning_rate_at
 from workers.finetuning.task import Batch, TrainingTask
 from workers.finetuning.workgroup import Workgroup, whole
-from workers.hardware import Hardware
+from workers.hardware import Hardware, lacks_memory
 
 VALIDATIONS = 100
 """At most about so many in a run: one an epoch, or one every few epochs where epochs are short."""
@@ -55,7 +55,7 @@ def train(
     try:
         return _train(task, spec, hardware, checkpoint, report, workgroup, log)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         examples = spec.micro_batch_size or math.ceil(spec.batch_size / workgroup.world)
         raise _out_of_memory(hardware, examples) from error
@@ -152,10 +152,6 @@ def _accumulate(
 def _mixed(seed: int, step: int, rank: int) -> int:
     """A seed of its own for each (seed, step, rank)."""
     return hash((seed, step, rank)) % 2**63
-
-
-def _lacks_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _out_of_memory(hardware: Hardware, examples: int) -> JobFailed:

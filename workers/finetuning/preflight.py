@@ -11,6 +11,8 @@ from pathlib import Path
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import Dataset, FinetuneRequest, Grid
 from workers.checkpoints.checkpoint import CheckpointError, local_path, open_checkpoint
+from workers.checkpoints.files import is_directory, locate, names_in
+from workers.checkpoints.remote.path import parse_remote
 from workers.checkpoints.writing import name_problem
 from workers.finetuning.datasets.catalogue import CATALOGUE
 from workers.finetuning.datasets.hub_address import hub_address, is_hub
@@ -84,9 +86,12 @@ def warnings(request: FinetuneRequest) -> list[str]:
     """What is allowed and probably not meant."""
     found = []
     dataset = request.task.dataset
-    for uri in (dataset.root, dataset.uri):
-        if uri is not None and is_hub(uri) and hub_address(uri).revision is None:
-            found.append(f"{uri} may change; @REVISION pins it, for example to a commit")
+    hub = [
+        uri for uri in (dataset.root, dataset.uri) if uri and is_hub(uri) and not hub_address(uri).revision
+    ]
+    if request.base.startswith("hf://") and not parse_remote(request.base).revision:
+        hub.append(request.base)
+    found += [f"{uri} may change; @REVISION pins it, for example to a commit" for uri in hub]
     for trial in trials(request):
         steps, warmup = trial.train.steps, trial.train.warmup_steps
         if steps < warmup:
@@ -117,21 +122,19 @@ def _check_base(request: FinetuneRequest, refuse: Refuse) -> Path | None:
                 loc, "unknown_model", f"open_clip has no model {name!r}; open_clip.list_models() lists them"
             )
         return None
-    path = _existing(request.base, loc, refuse)
-    config = "open_clip_config.json" if request.task.kind == "clip" else "config.json"
-    if path is not None and not (path / config).is_file():
-        refuse(
-            loc,
-            "unsupported_checkpoint",
-            f"it is no directory with {config}, which {request.task.kind} needs",
-        )
-        return None
-    if path is not None:
-        try:
-            open_checkpoint(request.base)
-        except CheckpointError as error:
-            refuse(loc, error.code, error.message)
-    return path
+    try:
+        directory = open_checkpoint(request.base).directory
+        config = "open_clip_config.json" if request.task.kind == "clip" else "config.json"
+        if not is_directory(locate(request.base)) or config not in names_in(directory):
+            message = f"it is no directory with {config}, which {request.task.kind} needs"
+            refuse(loc, "unsupported_checkpoint", message)
+    except CheckpointError as error:
+        refuse(loc, error.code, error.message)
+    except OSError as error:
+        refuse(loc, "checkpoint_unreadable", f"it cannot be listed: {error.strerror}")
+    else:
+        return directory.resolve() if isinstance(directory, Path) else None
+    return None
 
 
 def _open_clip_models() -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taumerge.schemas import FinetuneRequest, TrialResult
-from workers.checkpoints.checkpoint import RECORD
+from workers.checkpoints.names import RECORD
 from workers.checkpoints.writing import remove_notes, sync
 
 if TYPE_CHECKING:

@@ -157,7 +157,7 @@ def _training(
     if missing and getattr(recorded, missing) is None:
         message = (
             f"{rule.name if rule else 'the rule'} needs {missing} of {request.models[index].uri}, and there is "
-            f"no training.json with it beside the checkpoint; give training.{missing} in the request"
+            f"no training.json with it beside the checkpoint, and of it alone; give training.{missing} in the request"
         )
         errors.append(ErrorItem(loc=loc, code="missing_training", msg=message))
     return recorded.model_copy(update=given.model_dump(exclude_none=True))

@@ -160,11 +160,12 @@ def _fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
         "files": [
             {
                 "name": file.name,
-                "bytes": file.size,
-                "mtime_ns": file.mtime_ns,
+                "bytes": file.state.size,
+                "mtime_ns": file.state.mtime_ns,
+                "ctime_ns": file.state.ctime_ns,
                 "header_sha256": file.header_sha256,
             }
-            | ({"version": file.version} if file.version else {})
+            | ({"version": file.state.version} if file.state.version else {})
             for file in checkpoint.files
         ],
     }

@@ -153,8 +153,7 @@ class ShardWorker:
             if one.values is not None:
                 digest.update(one.values.data)
                 nbytes += one.values.nbytes
-        square = sum(one.square for one in slices)
-        return DirectionPart(digest.digest(), square, nbytes, findings.bytes_read), slices
+        return DirectionPart(digest.digest(), nbytes, findings.bytes_read), slices
 
     def finish(self, path: Path) -> str:
         """Bring a complete output file to the disk; returns its SHA-256 in hex."""
@@ -309,7 +308,7 @@ class _Readers(ExitStack):
         self._findings = findings
         self._open: dict[FileRecord, Reader] = {}
         remote: dict[FileRecord, list[tuple[int, int]]] = {}
-        for source, nbytes in (one for part in slices for one in part.reads if one[0].file.version):
+        for source, nbytes in (one for part in slices for one in part.reads if one[0].file.state.version):
             if not resident.holds(source, nbytes):
                 remote.setdefault(source.file, []).append((source.offset, nbytes))
         for file, ranges in remote.items():

@@ -114,7 +114,7 @@ class Unit:
     @property
     def remote_bytes(self) -> int:
         """Bytes that are fetched from stores for this unit when nothing is resident."""
-        return sum(nbytes for one in self.slices for source, nbytes in one.reads if source.file.version)
+        return sum(nbytes for one in self.slices for source, nbytes in one.reads if source.file.state.version)
 
     @property
     def output_bytes(self) -> int:
@@ -166,8 +166,6 @@ class DirectionPart:
 
     digest: bytes
     """SHA-256 over every bit of V."""
-    square: float
-    """‖V‖₂²."""
     bytes: int
     """Bytes of the values."""
     bytes_read: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +24,8 @@ from workers.search.journal import Journal, Record
 from workers.search.plan import SearchPlan
 
 BASE = "base"
+UNUSABLE = ("individual_score_zero", "base_score_nonfinite")
+"""Failures of ``score_baselines`` that are repaired in what it scored: nothing of that is of use again."""
 
 
 def model_name(index: int) -> str:
@@ -42,7 +45,8 @@ def score_baselines(
     """Score the base and the fine-tuned models on every split, as far as the journal has not.
 
     Raises:
-        JobFailed: ``individual_score_zero``: a task on which its own model scores 0 normalises nothing.
+        JobFailed: ``individual_score_zero``: a task on which its own model scores 0 normalises nothing;
+            ``base_score_nonfinite``.
     """
     splits = splits_of(plan)
     progress = Progress(
@@ -86,6 +90,14 @@ def score_baselines(
     for split in splits:
         scores = individual_scores(plan, journal, split)
         normalised(scores, scores)
+        base = journal.records[BASE, 1.0, split].tasks
+        if unusable := [task for task, score in base.items() if not math.isfinite(score)]:
+            raise JobFailed(
+                "base_score_nonfinite",
+                f"the base scores {base[unusable[0]]} on task {unusable[0]!r}, so no merged model can be compared with "
+                "it; check the task's data and metric, or leave the task out",
+                {"tasks": unusable},
+            )
     tick()
 
 

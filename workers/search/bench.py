@@ -33,6 +33,9 @@ class Bench:
     evaluators: Evaluators
     room: int
     """Bytes of V that the evaluators may hold; a larger V is computed for every λ anew, unit by unit, and dropped."""
+    kept: frozenset[str] = frozenset()
+    """Digests of the directions whose V the evaluators keep. References to V stay out of here: Ray Tune would pin them
+    for as long as this process lives."""
     _held: str | None = field(default=None, init=False)
 
     def begin(
@@ -72,8 +75,8 @@ class Bench:
         if self._held == direction.digest:
             return
         self._held = None
-        values = direction.kept or self._compute(direction.recipe, report)
-        gather([actor.hold.remote(list(values)) for actor in self.evaluators.actors], tick)
+        values = None if direction.digest in self.kept else self._compute(direction.recipe, report)
+        gather([actor.hold.remote(direction.digest, values) for actor in self.evaluators.actors], tick)
         self._held = direction.digest
 
     def _compute(self, recipe: Recipe, report: Report) -> Sequence[Values]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from taumerge.schemas import Scores, SearchRequest, Split
 from workers.evaluation.scores import normalised
 from workers.search.adaptive import LineSearch
 from workers.search.directions import Direction
+from workers.search.journal import Key
 from workers.search.points import draw, line
 
 
@@ -87,6 +89,21 @@ class Course:
             return LineSearch(scalings, self.score(self.base))
         return Sweep(scalings, self.patience)
 
+    def rest(self, known: Container[Key]) -> Course:
+        """What is left of the budget where Optuna suggests nothing new any more: points that are not ``known``, drawn.
+
+        An interrupted search, to which more is known, has the same left all in all.
+        """
+        points = [(index, scaling) for index, scalings in self.lines.items() for scaling in scalings]
+        random.Random(self.seed).shuffle(points)
+        new = [
+            (index, scaling)
+            for index, scaling in points
+            if (self.directions[index].digest, scaling, self.split) not in known
+        ]
+        left = (self.suggestions or 0) - (len(points) - len(new))
+        return replace(self, lines=_by_direction(new[: max(0, left)]))
+
     def most_along(self, direction: int) -> int:
         """Evaluations along a direction, at most."""
         scalings = self.lines[direction]
@@ -104,18 +121,15 @@ def plot_course(
     """What ``request`` evaluates along ``directions``, of which equal ones count once."""
     distinct = tuple({direction.digest: direction for direction in directions}.values())
     scalings, most = line(request), request.budget.evaluations
-    lines = dict.fromkeys(range(len(distinct)), scalings)
+    lines: Mapping[int, Sequence[float]] = dict.fromkeys(range(len(distinct)), scalings)
     if request.algorithm == "random":
-        lines = {}
-        for index, scaling in draw(request, distinct):
-            lines.setdefault(index, []).append(scaling)
-        lines = {index: sorted(lines[index]) for index in sorted(lines)}
+        lines = _by_direction(draw(request, distinct))
     asks = request.algorithm == "optuna" and most is not None and most < len(distinct) * len(scalings)
     return Course(
         directions=distinct,
         lines=lines,
         adaptive=request.algorithm == "adaptive",
-        patience=request.patience if request.algorithm == "grid" else None,
+        patience=request.patience,
         suggestions=most if asks else None,
         seed=request.seed,
         split=request.evaluation.select_on,
@@ -124,3 +138,11 @@ def plot_course(
         most=most,
         deadline=deadline,
     )
+
+
+def _by_direction(points: Iterable[tuple[int, float]]) -> dict[int, list[float]]:
+    """The λ of each direction, ascending."""
+    lines: dict[int, list[float]] = {}
+    for index, scaling in sorted(points):
+        lines.setdefault(index, []).append(scaling)
+    return lines

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +21,9 @@ from workers.merging.unit import DirectionPart, Slice, Unit
 
 Values = Any
 """A reference to V of one unit, a list of ``MergedSlice``, in Ray's object store."""
+
+Kept = Mapping[str, Sequence[Values]]
+"""V of directions, unit by unit, by digest."""
 
 SHARES = 3
 """The object store of a node is used so: a third for directions that are kept for the whole search, a third for the
@@ -48,12 +50,8 @@ class Direction:
     digest: str
     """SHA-256 over every bit of V, in hex. Equal directions have equal scores."""
     recipe: Recipe
-    norm: float
-    """‖V‖₂."""
     bytes: int
     """Bytes of V, without the slices that are zero everywhere."""
-    kept: tuple[Values, ...] = ()
-    """V unit by unit, where there is room for it throughout the search."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,17 @@ class Shards:
         dispatch("directions", tasks, self.actors, report)
 
 
-def survey(shards: Shards, recipes: Sequence[Recipe], room: int, report: Report) -> list[Direction]:
+def survey(
+    shards: Shards, recipes: Sequence[Recipe], room: int, report: Report
+) -> tuple[list[Direction], Kept]:
     """Compute V for every recipe once: one direction for each, where recipes with equal V share one.
 
-    As many directions as fit into ``room`` bytes are kept for the whole search, the first ones first.
+    As many directions as fit into ``room`` bytes are there to be kept for the whole search, the first ones first.
     """
     found: dict[int, dict[int, tuple[DirectionPart, Values]]] = {}
     directions: dict[int, Direction] = {}
     known: dict[str, Direction] = {}
+    kept: dict[str, list[Values]] = {}
     used = 0
 
     def take(recipe: int, unit: int, part: DirectionPart, values: Values) -> None:
@@ -121,14 +122,17 @@ def survey(shards: Shards, recipes: Sequence[Recipe], room: int, report: Report)
         used += part.bytes if fits else 0
         parts[unit] = (part, values if fits else None)
         if len(parts) == len(shards.units):
-            whole = _direction(recipes[recipe], [parts[number] for number in range(len(shards.units))])
+            in_order = [parts[number] for number in range(len(shards.units))]
+            whole = _direction(recipes[recipe], [one for one, _ in in_order])
             directions[recipe] = known.setdefault(whole.digest, whole)
-            if directions[recipe] is not whole or not whole.kept:
-                used -= sum(one.bytes for one, kept in parts.values() if kept is not None)
+            if directions[recipe] is whole and all(there is not None for _, there in in_order):
+                kept[whole.digest] = [there for _, there in in_order]
+            else:
+                used -= sum(one.bytes for one, there in in_order if there is not None)
             del found[recipe]
 
     shards.compute(recipes, take, report)
-    return [directions[recipe] for recipe in range(len(recipes))]
+    return [directions[recipe] for recipe in range(len(recipes))], kept
 
 
 def room_for_directions() -> int:
@@ -147,17 +151,9 @@ def _units(plan: MergePlan, models: Sequence[int] | None) -> list[Unit]:
     return [unit for unit in plan.units(models) if any(part.merged for part in unit.slices)]
 
 
-def _direction(recipe: Recipe, parts: Sequence[tuple[DirectionPart, Values]]) -> Direction:
-    digest = hashlib.sha256(b"".join(part.digest for part, _ in parts)).hexdigest()
-    square = math.fsum(part.square for part, _ in parts)
-    kept = [values for _, values in parts]
-    return Direction(
-        digest,
-        recipe,
-        math.sqrt(square),
-        sum(part.bytes for part, _ in parts),
-        () if None in kept else tuple(kept),
-    )
+def _direction(recipe: Recipe, parts: Sequence[DirectionPart]) -> Direction:
+    digest = hashlib.sha256(b"".join(part.digest for part in parts)).hexdigest()
+    return Direction(digest, recipe, sum(part.bytes for part in parts))
 
 
 def silent(progress: Progress) -> None:

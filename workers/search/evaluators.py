@@ -17,7 +17,7 @@ from workers import spare
 from workers.checkpoints.checkpoint import Checkpoint
 from workers.merging.dispatch import TICK_SECONDS
 from workers.merging.pool import BESIDE_SHARD_GPUS, READY_SECONDS
-from workers.search.directions import merged_slices
+from workers.search.directions import Kept, Values, merged_slices
 from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ class Outcome:
     """Score of each task; empty where merged values overflow their type."""
     evaluating: float = 0.0
     """Seconds of forward passes and scoring; of several evaluators the longest."""
-    moving: float = 0.0
-    """Seconds of setting the parameters; of several evaluators the longest."""
     overflowed: frozenset[str] = frozenset()
 
 
@@ -57,7 +55,6 @@ class Pending:
         whole = Outcome(
             {task: scores[task] for task in self.tasks if task in scores},
             max(outcome.evaluating for outcome in outcomes),
-            max(outcome.moving for outcome in outcomes),
             frozenset[str]().union(*(outcome.overflowed for outcome in outcomes)),
         )
         return whole, time.perf_counter() - self.begun
@@ -73,9 +70,9 @@ class EvaluatorActor:
         """Let go of all that belongs to a job. Answers as soon as the actor has started."""
         vars(self).clear()
         self._tasks: tuple[str, ...] = ()
+        self._kept: Kept = {}
         self._held: list[tuple[int, list[MergedSlice]]] = []
         self._overflowed: set[str] = set()
-        self._moving = 0.0
 
     def release(self) -> None:
         """``empty``, and give the memory of the GPU back to the other processes on it."""
@@ -108,9 +105,13 @@ class EvaluatorActor:
         self._model = build_model(base, spec, tasks, threads, names, tensors, code_allowed=code_allowed)
         self._slices, self._tasks = slices, tuple(tasks)
 
-    def hold(self, values: Sequence[ObjectRef[list[MergedSlice]]]) -> None:
-        """Keep V, given unit by unit, for ``move``; nothing of it is copied."""
-        self._held = list(enumerate(ray.get(list(values))))
+    def keep(self, kept: Kept) -> None:
+        """Have V of these directions in the object store until ``empty``."""
+        self._kept = kept
+
+    def hold(self, digest: str, values: Sequence[Values] | None) -> None:
+        """Take up V for ``move``: ``values``, unit by unit, or what is kept of ``digest``. Nothing of it is copied."""
+        self._held = list(enumerate(ray.get(list(self._kept[digest] if values is None else values))))
 
     def move(self, scaling: float) -> None:
         """Set the model to θ₀ + λ·V, with the V that is held."""
@@ -119,9 +120,7 @@ class EvaluatorActor:
 
     def move_unit(self, unit: int, merged: list[MergedSlice], scaling: float) -> None:
         """Set the slices of one unit to θ₀ + λ·V; V comes through the object store."""
-        begun = time.perf_counter()
         self._overflowed |= self._model.move(self._slices[unit], merged, scaling)
-        self._moving += time.perf_counter() - begun
 
     def take(self, checkpoint: Checkpoint) -> None:
         """Set the model to what a checkpoint holds."""
@@ -129,12 +128,10 @@ class EvaluatorActor:
 
     def score(self, split: Split, tasks: Sequence[str] | None = None) -> Outcome:
         """Score the model as it was set since the last call; by default on all tasks of this evaluator."""
-        overflowed, moving = frozenset(self._overflowed), self._moving
-        self._overflowed, self._moving = set(), 0.0
+        overflowed, self._overflowed = frozenset(self._overflowed), set()
         if overflowed:
-            return Outcome(moving=moving, overflowed=overflowed)
-        scores, seconds = self._model.score(self._tasks if tasks is None else tasks, split)
-        return Outcome(scores, seconds, moving)
+            return Outcome(overflowed=overflowed)
+        return Outcome(*self._model.score(self._tasks if tasks is None else tasks, split))
 
 
 class Evaluators:
@@ -198,6 +195,11 @@ class Evaluators:
                     "the GPUs; lower evaluation.evaluators, or try later",
                 )
         gather(self._loading, tick)
+
+    def keep(self, kept: Kept) -> None:
+        """Let every evaluator have V of these directions; whoever hands them over need not have them any longer."""
+        for actor in self.actors:
+            actor.keep.remote(kept)
 
     def score(self, split: Split, moved: Sequence[ObjectRef[None]]) -> Pending:
         """Score the model that all evaluators were set to; ``moved`` are their answers to that."""

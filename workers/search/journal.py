@@ -100,6 +100,12 @@ class Journal:
             os.fdatasync(self._fd)
 
 
+def evaluations_in(directory: Path) -> bool:
+    """Whether a journal there holds anything, readable or not."""
+    path = directory / NAME
+    return path.exists() and path.stat().st_size > 0
+
+
 @contextlib.contextmanager
 def _writable(path: Path) -> Iterator[None]:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import time
 import warnings
@@ -13,18 +14,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from taumerge.errors import InvalidRequest, JobFailed
+from taumerge.errors import InvalidRequest, JobFailed, TaumergeError
 from taumerge.schemas import EvaluationSpec, Split
 from workers.aggregation.kernel import BLOCK, add_scaled
 from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.files import FileRecord
 from workers.checkpoints.reading import open_reader
-from workers.hardware import choose_hardware
+from workers.hardware import choose_hardware, lacks_memory
 from workers.merging.shard import TORCH_DTYPES
 from workers.merging.unit import MergedSlice, Slice, Source
 
 if TYPE_CHECKING:
     from workers.evaluation.evaluator import Evaluator
+
+log = logging.getLogger(__name__)
 
 NAMED = 10
 CHUNK = 4 * BLOCK
@@ -93,7 +96,7 @@ class MergedModel:
         if self._foreign:
             self.load(self._base)
         overflowed = set()
-        with _serial_operations():
+        with explained("setting the model to θ₀ + λ·V"), _serial_operations():
             for part, one in zip(slices, merged, strict=True):
                 place = (part.tensor, part.start)
                 flat = self._flat[self._names[part.tensor]][part.start : part.start + part.elements]
@@ -110,7 +113,10 @@ class MergedModel:
     def score(self, tasks: Sequence[str], split: Split) -> tuple[dict[str, float], float]:
         """The score of each task, and the seconds that it took."""
         begun = time.perf_counter()
-        scores = {task: self.evaluator.evaluate(task, split) for task in tasks}
+        scores: dict[str, float] = {}
+        for task in tasks:
+            with explained(f"scoring task {task!r}"):
+                scores[task] = self.evaluator.evaluate(task, split)
         return scores, time.perf_counter() - begun
 
     def _move_slice(self, part: Slice, one: MergedSlice, scaling: float, flat: Tensor) -> bool:
@@ -182,8 +188,38 @@ def build_model(
     hardware = choose_hardware("auto")
     if hardware.device.type == "cpu":
         torch.set_num_threads(threads)
-    evaluator = build_evaluator(base.uri, spec, tasks, hardware, code_allowed=code_allowed)
+    with explained(f"building the model of evaluation.kind {spec.kind}, and reading {', '.join(tasks)},"):
+        evaluator = build_evaluator(base.uri, spec, tasks, hardware, code_allowed=code_allowed)
     return MergedModel(evaluator, base, names, merged, threads)
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Inside, whatever a model, its library or an evaluator that a deployment added raises becomes an error of ours.
+
+    Args:
+        doing: what fails then, for the message.
+
+    Raises:
+        JobFailed: ``out_of_memory`` or ``evaluation_failed``.
+    """
+    try:
+        yield
+    except TaumergeError:
+        raise
+    except Exception as error:
+        log.warning("%s failed", doing, exc_info=True)
+        if lacks_memory(error):
+            raise JobFailed(
+                "out_of_memory",
+                f"{doing} took more memory than there is; lower evaluation.batch_size, or evaluation.evaluators where "
+                "several share the GPU or the machine",
+            ) from error
+        said = next(iter(str(error).splitlines()), "")
+        raise JobFailed(
+            "evaluation_failed",
+            f"{doing} failed: {type(error).__name__}: {said}. The log of the evaluator's process has the rest",
+        ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class Outcomes:
     found: tuple[Found, ...]
     """In the order of the candidates, and of λ."""
     warnings: tuple[str, ...]
+
+    @property
+    def evaluated(self) -> int:
+        """How many evaluations that were: equal directions share theirs."""
+        return len({(one.direction.digest, one.evaluation.scaling) for one in self.found})
 
     @property
     def best(self) -> Found:
@@ -110,13 +116,14 @@ def zero_shot(plan: SearchPlan, journal: Journal) -> dict[str, Scores]:
 
 
 def with_test(found: Found, plan: SearchPlan, journal: Journal, split: Split | None) -> BestEvaluation:
-    """The evaluation, with its row on ``split`` where there is one."""
+    """The evaluation, with its row on ``split`` where there is one and its scores are numbers."""
     test = None
     if split is not None:
         tasks: Mapping[str, float] = journal.records[
             found.direction.digest, found.evaluation.scaling, split
         ].tasks
-        test = normalised(tasks, individual_scores(plan, journal, split))
+        if all(map(math.isfinite, tasks.values())):
+            test = normalised(tasks, individual_scores(plan, journal, split))
     return BestEvaluation(**found.evaluation.model_dump(), test=test)
 
 

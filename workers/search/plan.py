@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import MergeRequest, SearchRequest, Training
 from workers.aggregation import Rule
-from workers.checkpoints.checkpoint import CheckpointError, open_checkpoint
+from workers.checkpoints.checkpoint import CheckpointError, companions, open_checkpoint
 from workers.checkpoints.remote.path import is_remote
+from workers.evaluation.data_state import data_state, file_state
 from workers.merging.plan import MergePlan
 from workers.merging.preflight import plan_merge
 from workers.search.points import Candidate, expand
@@ -39,8 +41,17 @@ class SearchPlan:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of everything that decides the evaluations: the request, and the files of the models."""
-        return hashlib.sha256(f"{self.request.model_dump_json()} {self.merge.inputs}".encode()).hexdigest()
+        """Fingerprint of what decides the evaluations: the request, the models with their records, and the data."""
+        base = self.merge.base
+        small = companions(base) if isinstance(base.directory, Path) else []  # tokenizers and the like
+        parts = [
+            self.request.model_dump_json(),
+            self.merge.inputs,
+            {str(field): [one.model_dump() for one in training] for field, training in self.training.items()},
+            [file_state(path) for path in small if isinstance(path, Path)],
+            data_state(self.request.evaluation),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def merge_of(self, rule: Rule, scaling: float = 1.0) -> MergePlan:
         """The plan of merging by ``rule`` with λ, as ``POST /merge`` would plan it."""

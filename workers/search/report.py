@@ -31,8 +31,12 @@ JSON, PARQUET, SCORE, TASKS, HTML = "search.json", "search.parquet", "score.png"
 GREEK = {"rho": "ρ"}
 
 
-def write_report(directory: Path, result: SearchResult, request: SearchRequest) -> list[str]:
-    """Write the files into ``directory``, which exists; returns their names."""
+def write_report(directory: Path, result: SearchResult, request: SearchRequest, evaluated: int) -> list[str]:
+    """Write the files into ``directory``, which exists; returns their names.
+
+    Args:
+        evaluated: how many evaluations the result's stand for: rules and ρ with equal V share one.
+    """
     (directory / JSON).write_text(result.model_dump_json(indent=2) + "\n")
     pq.write_table(evaluation_table(result), directory / PARQUET)
     pictures = {
@@ -41,7 +45,7 @@ def write_report(directory: Path, result: SearchResult, request: SearchRequest) 
     }
     for name, picture in pictures.items():
         (directory / name).write_bytes(picture.png)
-    (directory / HTML).write_text(_page(result, request, pictures))
+    (directory / HTML).write_text(_page(result, request, evaluated, pictures))
     return [JSON, PARQUET, *pictures, HTML]
 
 
@@ -78,10 +82,12 @@ def describe(method: Mapping[str, Any]) -> str:
     )
 
 
-def _page(result: SearchResult, request: SearchRequest, pictures: Mapping[str, Picture]) -> str:
+def _page(
+    result: SearchResult, request: SearchRequest, evaluated: int, pictures: Mapping[str, Picture]
+) -> str:
     best = result.best
     sections = [
-        Section("The best merge", [_numbers(result, request)]),
+        Section("The best merge", [_numbers(result, request, evaluated)]),
         *([Section("Warnings", [Notices(result.warnings)])] if result.warnings else []),
         Section("The best of each rule", [_ranking(result, request)]),
         Section("Score over λ", [pictures[SCORE]]),
@@ -101,7 +107,7 @@ def _page(result: SearchResult, request: SearchRequest, pictures: Mapping[str, P
     )
 
 
-def _numbers(result: SearchResult, request: SearchRequest) -> Numbers:
+def _numbers(result: SearchResult, request: SearchRequest, evaluated: int) -> Numbers:
     best, on = result.best, request.evaluation.select_on
     items = [
         ("rule", best.method["name"], describe(best.method)),
@@ -119,8 +125,6 @@ def _numbers(result: SearchResult, request: SearchRequest) -> Numbers:
     if zero := result.zero_shot.get(on):
         items.append((f"zero-shot on {on}", f"{zero.score:.4f}", f"average {zero.average:.4f}"))
     ended = "all that was asked for" if result.complete else "ended by the budget"
-    # Rules and ρ with equal V share an evaluation, and so its seconds.
-    evaluated = len({(one.scaling, one.score, one.seconds) for one in result.evaluations})
     merges = len(result.evaluations)
     shared = f"; {evaluated:,} evaluations, as equal merges share one" if evaluated < merges else ""
     items.append(("merges compared", f"{merges:,}", ended + shared))

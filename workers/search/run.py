@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,12 +26,12 @@ from workers.merging.plan import MergePlan
 from workers.merging.pool import shard_actors, worker_count
 from workers.merging.run import LEFT_TO_OTHERS, Actors, measure, stage_merge, unnoted
 from workers.merging.sums import Sums
-from workers.search.baselines import BASE, individual_scores, score_baselines
+from workers.search.baselines import BASE, UNUSABLE, individual_scores, score_baselines
 from workers.search.bench import Bench, record_of
 from workers.search.course import Course, plot_course
 from workers.search.directions import Direction, Recipe, Shards, room_for_directions, survey
 from workers.search.evaluators import Evaluators
-from workers.search.journal import Journal
+from workers.search.journal import Journal, evaluations_in
 from workers.search.outcome import Found, Outcomes, collect, fine_tuned, with_test, zero_shot
 from workers.search.plan import SearchPlan, plan_search
 from workers.search.points import Candidate, expand
@@ -48,7 +50,7 @@ def run_search(
     """Carry out ``request`` on the Ray cluster that this process is connected to.
 
     The output appears whole or not at all. Whatever ends the search early, what was evaluated stays in a hidden
-    directory beside it: the same request goes on from there, as long as the models are unchanged.
+    directory beside it: the same request goes on from there, as long as models and evaluation data are unchanged.
 
     Args:
         report: told about the progress a few times a second; what it raises stops the search.
@@ -72,14 +74,15 @@ def run_search(
         )
     staging = Staging(plan.output, plan.identity)
     staged(staging)
-    staging.create(())
-    journal = Journal(staging.journal)
+    journal: Journal | None = None
     try:
+        staging.create(())
+        journal = Journal(staging.journal)
         with Evaluators(request.evaluation, settings) as evaluators:
             with clock.phase("start"):
                 evaluators.load(plan.merge)
                 actors = shard_actors(settings, detached=detached)
-            search = _Search(plan, actors, evaluators, journal, clock, report)
+            search = _Search(plan, actors, evaluators, journal, staging.journal / "tune", clock, report)
             outcomes = search.evaluate()
         result = search.stage(outcomes, staging, job_id)
         report(
@@ -90,12 +93,13 @@ def run_search(
         return result.model_copy(update={"seconds": search.seconds})
     except LEFT_TO_OTHERS:
         raise
-    except BaseException:
-        if not journal.records:
+    except BaseException as error:
+        if getattr(error, "code", "") in UNUSABLE or not evaluations_in(staging.journal):
             staging.discard()
         raise
     finally:
-        journal.close()
+        if journal is not None:
+            journal.close()
 
 
 @dataclass
@@ -106,6 +110,8 @@ class _Search:
     actors: Actors
     evaluators: Evaluators
     journal: Journal
+    scratch: Path
+    """For Ray Tune's own files."""
     clock: Clock
     report: Report
     mixes: dict[Rule, Mix] = field(default_factory=dict)
@@ -161,6 +167,7 @@ class _Search:
         rule = best.candidate.rule
         with self.clock.phase("merge"):
             merge = self.plan.merge_of(rule, best.evaluation.scaling)
+            staging.keep_only(merge.identity)  # an attempt with other evaluations may have had another winner
             merged = stage_merge(merge, self.mixes[rule], staging, self.actors, self.report, Clock(), job_id)
         with self.clock.phase("report"):
             result = SearchResult(
@@ -175,7 +182,15 @@ class _Search:
                 seconds=self.seconds,
                 warnings=[*merged.warnings, *self.warnings],
             )
-            for name in write_report(staging.path, result, request):
+            try:
+                names = write_report(staging.path, result, request, outcomes.evaluated)
+            except OSError as error:
+                raise JobFailed(
+                    "output_unwritable",
+                    f"the report cannot be written: {error.strerror}. Is the disk full? What was evaluated is kept: "
+                    "the same request goes on from there",
+                ) from error
+            for name in names:
                 sync(staging.path / name)
         return result
 
@@ -207,7 +222,8 @@ class _Search:
         """The direction of each candidate; equal ones are the same object."""
         shards, room = Shards.of(self.plan.merge, self.actors), room_for_directions()
         recipes = [Recipe.of(one.rule, self.mixes[one.rule]) for one in candidates]
-        directions = survey(shards, recipes, room, self.report)
+        directions, kept = survey(shards, recipes, room, self.report)
+        self.evaluators.keep(kept)
         large = {one.digest for one in directions if one.bytes > room}
         if large:
             size = max(one.bytes for one in directions)
@@ -215,7 +231,7 @@ class _Search:
                 f"V takes up to {size} bytes, more than the {room} of a third of Ray's object store: {len(large)} "
                 "directions were computed anew for every λ; a larger object store makes the search faster"
             )
-        return Bench(shards, self.evaluators, room), directions
+        return Bench(shards, self.evaluators, room, frozenset(kept)), directions
 
     def _course(self, directions: Sequence[Direction]) -> Course:
         budget, split = self.plan.request.budget, self.plan.request.evaluation.select_on
@@ -246,8 +262,7 @@ class _Search:
         if ended is None and course.deadline is not None and time.time() >= course.deadline:
             ended = "minutes"
         elif ended is None:
-            output = self.plan.output
-            ended = tune_lines(course, bench, self.journal, self.elapsed, rules, self.report, output)
+            ended = tune_lines(course, bench, self.journal, self.elapsed, rules, self.report, self.scratch)
             bench.release()
         if ended == "minutes":
             if not any(record.model in rules for record in self.journal.records.values()):
@@ -277,6 +292,11 @@ class _Search:
                 )
                 record = record_of(one.direction, one.evaluation.scaling, split, *pending.wait(tick))
                 self.journal.append(replace(record, elapsed=round(self.elapsed(), 3)))
+            if not all(map(math.isfinite, self.journal.records[key].tasks.values())):
+                name = one.candidate.rule.name
+                self.warnings.append(
+                    f"the best of {name} has no {split} row: its scores there are no numbers"
+                )
             progress.done += 1
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
 
 from taumerge.errors import JobFailed, TaumergeError
 from taumerge.schemas import JobError, Progress
@@ -27,7 +28,8 @@ RECORDS, FAILURE, STOPPED, SCORE = "records", "failure", "stopped", "score"
 BATCH_SECONDS = 0.25
 """Evaluations shorter than this are reported together: a report takes Tune longer than a small model its λ."""
 SUGGESTIONS = 10
-"""Optuna may suggest a point again, which costs no evaluation: it is asked so many times the budget, at most."""
+"""Optuna may suggest a point again, which costs no evaluation: it is asked so many times the budget, at most. What is
+then left of the budget is drawn."""
 
 
 class SweepTrial(tune.Trainable):
@@ -159,6 +161,9 @@ class _SearchWatch(Watch):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error()
+        if isinstance(cause, RayTaskError):  # raised by the trial itself: a fault of ours
+            self.stop(cause)
+            return
         lost = JobFailed(
             "worker_lost",
             "the process that drives the evaluators ended unexpectedly; the same request goes on from there",
@@ -210,13 +215,14 @@ def tune_lines(
     clock: Callable[[], float],
     rules: Mapping[str, Sequence[str]],
     report: Report,
-    output: Path,
+    scratch: Path,
 ) -> str | None:
     """Evaluate what ``course`` says and is not in the journal yet.
 
     Args:
         clock: seconds that the search has taken.
         rules: the names of the rules that share a direction, by its digest.
+        scratch: a directory for Tune's own files, which is removed.
 
     Returns what of the budget ended the search early: ``evaluations``, ``minutes``, or null.
 
@@ -224,30 +230,30 @@ def tune_lines(
         BaseException: what ``report`` raises; JobFailed: what an evaluation raises.
     """
     watch = _SearchWatch(course, journal, clock, rules, report, bench)
-    space: dict[str, Any] = {"direction": tune.grid_search(list(course.lines))}
-    search, samples, trials = None, 1, len(course.lines)
+
+    def run(course: Course, space: dict[str, Any], trials: int, **config: Any) -> None:
+        before = watch.completed
+        run_trials(
+            tune.with_parameters(SweepTrial, course=course, bench=bench, known=dict(journal.records)),
+            {"memory": 1},  # nothing that others wait for: the evaluators do the work
+            space,
+            watch,
+            scratch,
+            config=tune.TuneConfig(
+                metric=SCORE, mode="max", max_concurrent_trials=1, reuse_actors=True, **config
+            ),
+        )
+        if watch.stopped is None and watch.completed - before < trials:  # Tune answers Ctrl-C by ending early
+            raise KeyboardInterrupt
+
     if course.suggestions is not None:
-        search, samples = _optuna(course.seed), course.suggestions * SUGGESTIONS
-        trials = samples
         places = max(len(scalings) for scalings in course.lines.values())
         space = {"direction": tune.choice(list(course.lines)), "place": tune.randint(0, places)}
-    run_trials(
-        tune.with_parameters(SweepTrial, course=course, bench=bench, known=dict(journal.records)),
-        {"memory": 1},  # nothing that others wait for: the evaluators do the work
-        space,
-        watch,
-        output.with_name(f".{output.name}.tune"),
-        config=tune.TuneConfig(
-            metric=SCORE,
-            mode="max",
-            search_alg=search,
-            num_samples=samples,
-            max_concurrent_trials=1,
-            reuse_actors=True,
-        ),
-    )
-    if watch.stopped is None and watch.completed < trials:  # Tune answers Ctrl-C by ending early
-        raise KeyboardInterrupt
+        samples = course.suggestions * SUGGESTIONS
+        run(course, space, samples, search_alg=_optuna(course.seed), num_samples=samples)
+        course = course.rest(journal.records)
+    if watch.stopped is None and course.lines:
+        run(course, {"direction": tune.grid_search(list(course.lines))}, len(course.lines))
     return watch.stopped
 
 

@@ -139,6 +139,21 @@ def test_scores_are_those_of_the_harness_on_the_merged_directory(
     assert found == [plain_results(merged, tasks, name, part)[key] for part in (validation, test)] * 2
 
 
+def test_the_first_metric_is_that_of_the_task_whatever_the_harness_computes_first(
+    base: Path, tasks: Path, cpu: Hardware
+) -> None:
+    (tasks / "sums.yaml").write_text(
+        CHOICES.partition("output_type")[0]
+        + "output_type: loglikelihood\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+        + "metric_list: [{metric: acc}, {metric: perplexity}]\n"
+    )
+    scores = [
+        build(base, spec_of(tasks / "sums.yaml", metric=metric), cpu).evaluate("one", "test")
+        for metric in (None, "acc")
+    ]
+    assert scores[0] == scores[1] <= 1
+
+
 def test_other_parameters_have_other_scores(base: Path, tasks: Path, cpu: Hardware, tmp_path: Path) -> None:
     evaluator = build(base, spec_of(tasks / "sums.yaml"), cpu)
     seen = {evaluator.evaluate("one", "test")}
@@ -178,6 +193,27 @@ def test_a_score_has_no_gradient(base: Path, tasks: Path, cpu: Hardware) -> None
     with pytest.raises(JobFailed, match="no gradient") as failed:
         next(iter(evaluator.losses("one", "validation")))
     assert failed.value.code == "no_gradients"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(torch.OutOfMemoryError("CUDA"), torch.OutOfMemoryError), (KeyError("x"), JobFailed)],
+)
+def test_a_lack_of_memory_is_no_fault_of_the_task(
+    error: Exception,
+    raised: type[Exception],
+    base: Path,
+    tasks: Path,
+    cpu: Hardware,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    evaluator = build(base, spec_of(tasks / "sums.yaml"), cpu)
+    monkeypatch.setattr(lm_eval, "evaluate", fail)
+    with pytest.raises(raised):
+        evaluator.evaluate("one", "test")
 
 
 def refusal(base: Path, spec: EvaluationSpec, cpu: Hardware) -> tuple[tuple[str | int, ...], str, str]:

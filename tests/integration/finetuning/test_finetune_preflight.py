@@ -37,7 +37,7 @@ def test_a_sound_request_passes(body: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "loc", "code"),
     [
-        ("base", "/no/such/model", ("base",), "not_found"),
+        ("base", "/no/such/model", ("base",), "checkpoint_not_found"),
         ("base", "model", ("base",), "unsupported_uri"),
         ("base", "open_clip://ViT-B-32", ("base",), "unknown_model"),
         ("base", "open_clip:///openai", ("base",), "unknown_model"),

@@ -27,9 +27,9 @@ except CheckpointError as error:
     print(json.dumps({"code": error.code, "message": error.message}))
     sys.exit()
 (file,) = opened.files
-buffer = bytearray(file.size)
+buffer = bytearray(file.state.size)
 with open_reader(file) as reader:
-    reader.prefetch([(0, file.size)])
+    reader.prefetch([(0, file.state.size)])
     reader.read_into(memoryview(buffer), 0)
 _, copy = on_disk(opened)
 print(json.dumps({

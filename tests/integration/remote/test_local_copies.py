@@ -11,10 +11,12 @@ from clip_files import write_tiny_clip
 from language_files import byte_tokenizer, llama
 from s3_server import Fault, S3Server
 
-from taumerge.errors import JobFailed
+from taumerge.errors import InvalidRequest, JobFailed
+from taumerge.schemas import FinetuneRequest
 from workers.checkpoints.checkpoint import open_checkpoint
 from workers.checkpoints.local_copy import on_disk
 from workers.finetuning.language_models import load_pretrained, open_base
+from workers.finetuning.preflight import check_finetune
 from workers.finetuning.towers import load_clip
 
 
@@ -49,6 +51,26 @@ def test_a_language_model_is_copied_once_and_loads_as_from_a_disk(
     assert (checkpoint.uri, checkpoint.tensors) == (uri, open_checkpoint(uri).tensors)
     weights = [one.path for one in s3.requests if one.method == "GET" and one.path.endswith(".safetensors")]
     assert len(weights) <= 2 * len(checkpoint.files)  # headers, of two openings
+
+
+def test_fine_tunes_of_it_are_checked_before_they_are_queued(
+    s3: S3Server, llama_directory: Path, tmp_path: Path
+) -> None:
+    uri = s3.put(llama_directory, "models", llama_directory.name)
+    (tmp_path / "data").mkdir()
+    request = FinetuneRequest.model_validate(
+        {
+            "base": uri,
+            "task": {"kind": "causal_lm", "dataset": {"uri": str(tmp_path / "data"), "format": "jsonl"}},
+            "output": str(tmp_path / "out"),
+        }
+    )
+    assert check_finetune(request) == tmp_path / "out"
+    with pytest.raises(InvalidRequest) as caught:
+        check_finetune(request.model_copy(update={"base": f"{uri}-absent"}))
+    assert [(one.loc, one.code) for one in caught.value.errors] == [(("base",), "checkpoint_not_found")]
+    with pytest.raises(InvalidRequest, match="config") as caught:
+        check_finetune(request.model_copy(update={"base": f"{uri}/model-00001-of-00003.safetensors"}))
 
 
 def test_another_configuration_is_another_copy(s3: S3Server, tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def every_second(fault: Fault) -> Callable[[Request], Fault | None]:
 
 def read_all(uri: str) -> bytes:
     file = open_checkpoint(uri).files[0]
-    buffer = bytearray(file.size)
+    buffer = bytearray(file.state.size)
     with open_reader(file) as reader:
-        reader.prefetch([(0, file.size)])
+        reader.prefetch([(0, file.state.size)])
         reader.read_into(memoryview(buffer), 0)
     return bytes(buffer)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,91 @@ def test_discarding_removes_what_was_uploaded(s3: S3Server, prefix: str, tmp_pat
     staging.discard()
     assert s3.names("models", prefix) == ["deeper/theirs"]
     assert not staging.path.exists()
+
+
+def store_old(s3: S3Server, prefix: str, names: Sequence[str]) -> None:
+    """A checkpoint that lies at the output already."""
+    for name in names:
+        s3.client.put_object(Bucket="models", Key=f"{prefix}/{name}", Body=b"old")
+
+
+def fail_at(s3: S3Server, name: str) -> None:
+    s3.faults = lambda request: (
+        Fault("status", 400) if request.method != "GET" and request.path.endswith(name) else None
+    )
+
+
+def test_what_is_overwritten_stays_until_something_replaces_it(
+    s3: S3Server, prefix: str, tmp_path: Path
+) -> None:
+    old = [NAMES[0], INDEX, RECEIPT, "model-00003-of-00003.safetensors"]
+    store_old(s3, prefix, old)
+    staging = staged(prefix, tmp_path / "work")
+    fail_at(s3, NAMES[0])
+    with pytest.raises(JobFailed):
+        staging.commit(overwrite=True)
+    assert s3.names("models", prefix) == sorted([UNFINISHED, *old])
+    s3.faults = lambda request: None
+    staging.discard()
+    assert s3.names("models", prefix) == sorted(old)
+    assert {s3.content("models", f"{prefix}/{name}") for name in old} == {b"old"}
+
+
+def test_what_is_overwritten_goes_as_a_whole(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    store_old(s3, prefix, [NAMES[0], INDEX, RECEIPT, "model-00003-of-00003.safetensors"])
+    staging = staged(prefix, tmp_path / "work")
+    fail_at(s3, NAMES[1])
+    with pytest.raises(JobFailed):
+        staging.commit(overwrite=True)
+    assert s3.names("models", prefix) == [UNFINISHED, NAMES[0]]
+    s3.faults = lambda request: None
+    staging.discard()
+    assert s3.names("models", prefix) == []
+
+
+def test_an_overwrite_goes_on_after_a_crash(
+    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_old(s3, prefix, [INDEX, "model.safetensors", "config.json"])
+    first = staged(prefix, tmp_path / "work")
+    monkeypatch.setattr(first, "_clear", lambda uploaded: sys.exit("killed"))
+    with pytest.raises(SystemExit):  # the index has replaced the old one
+        first.commit(overwrite=True)
+    assert s3.names("models", prefix) == sorted(
+        [UNFINISHED, *NAMES, INDEX, "model.safetensors", "config.json"]
+    )
+    again = RemoteStaging(first.place, "0123456789abcdef0", tmp_path / "work")
+    again.commit(overwrite=True)
+    assert s3.names("models", prefix) == ALL
+    assert b"old" not in {s3.content("models", f"{prefix}/{name}") for name in ALL}
+
+
+def test_a_crash_after_something_was_replaced_leaves_nothing(
+    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_old(s3, prefix, [INDEX, "model.safetensors", "config.json"])
+    staging = staged(prefix, tmp_path / "work")
+    monkeypatch.setattr(staging, "_clear", lambda uploaded: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        staging.commit(overwrite=True)
+    RemoteStaging(staging.place, "0123456789abcdef0", tmp_path / "work").discard()
+    assert s3.names("models", prefix) == []
+
+
+def test_what_a_dead_merge_left_goes_whatever_becomes_of_the_next(
+    s3: S3Server, prefix: str, tmp_path: Path
+) -> None:
+    dead, second = staged(prefix, tmp_path / "1"), staged(prefix, tmp_path / "2", "fedcba98765432100")
+    fail_at(s3, INDEX)
+    with pytest.raises(JobFailed):
+        dead.commit(overwrite=False)
+    assert s3.names("models", prefix) == [UNFINISHED, *NAMES]
+    fail_at(s3, NAMES[0])
+    with pytest.raises(JobFailed):
+        second.commit(overwrite=True)
+    s3.faults = lambda request: None
+    second.discard()
+    assert s3.names("models", prefix) == []
 
 
 def test_parts_are_repeated(s3: S3Server, prefix: str, tmp_path: Path) -> None:

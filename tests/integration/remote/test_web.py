@@ -114,11 +114,34 @@ def test_a_directory_of_a_web_server(site: Site, checkpoint: Path) -> None:
     assert read_training(opened).steps == 3
     assert [path.name for path in companions(opened)] == ["config.json"]
     (file,) = opened.files
-    buffer = bytearray(file.size)
+    buffer = bytearray(file.state.size)
     with open_reader(file) as reader:
         reader.read_into(memoryview(buffer), 0)
     assert bytes(buffer) == (checkpoint / "model.safetensors").read_bytes()
     assert unchanged(file)
+
+
+@pytest.mark.usefixtures("loopback_allowed")
+def test_whose_a_training_record_beside_a_file_is_shows_nowhere(site: Site, checkpoint: Path) -> None:
+    assert read_training(open_checkpoint(str(checkpoint / "model.safetensors"))).steps == 3
+    assert read_training(open_checkpoint(f"http://{site.address}/m/model.safetensors")).steps is None
+
+
+@pytest.mark.usefixtures("loopback_allowed")
+def test_every_companion_is_asked_for(site: Site, checkpoint: Path) -> None:
+    names = {
+        "config.json", "generation_config.json", "open_clip_config.json", "tokenizer.json",
+        "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json",
+        "added_tokens.json", "vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.json",
+        "chat_template.jinja", "processor_config.json", "preprocessor_config.json",
+        "image_processor_config.json", "video_preprocessor_config.json",
+    }  # fmt: skip
+    for name in names:
+        (checkpoint / name).write_text("{}")
+        site.files[f"/m/{name}"] = b"{}"
+    found = [path.name for path in companions(open_checkpoint(f"http://{site.address}/m"))]
+    assert found == sorted(names)
+    assert found == [path.name for path in companions(open_checkpoint(str(checkpoint)))]
 
 
 @pytest.mark.usefixtures("loopback_allowed")

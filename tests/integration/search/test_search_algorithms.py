@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from standin_evaluator import StandIn
 
 from taumerge.errors import InvalidRequest, JobFailed
-from taumerge.schemas import EvaluationSpec, SearchResult
+from taumerge.schemas import EvaluationSpec, Progress, SearchResult
+from workers.search import tuning
 
 Search = Callable[..., SearchResult]
 Merge = Callable[..., Any]
@@ -46,6 +47,18 @@ def test_optuna_evaluates_as_many_points_as_the_budget_has(
     assert len(result.evaluations) == 6
     assert result.complete
     assert len(logged(tmp_path)) == len(TASKS) * (6 + 2 + 2) + 2 * len(TASKS)
+
+
+def test_where_optuna_only_repeats_itself_the_budget_is_spent_all_the_same(
+    search: Search, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "SUGGESTIONS", 1)  # of ten points nine times one: some point is repeated
+    body |= {"methods": ["task_arithmetic", "median"], "algorithm": "optuna", "budget": {"evaluations": 9}}
+    heard: list[Progress] = []
+    result = search(body, heard.append)
+    assert len(result.evaluations) == 9
+    assert result.complete
+    assert [(one.done, one.total) for one in heard if one.phase == "evaluate"][-1] == (9, 9)
 
 
 def adapter(directory: Path, seed: int) -> tuple[str, torch.Tensor]:
@@ -106,6 +119,8 @@ def test_a_task_on_which_its_own_model_scores_zero_is_named_before_any_merged_mo
         search(body | {"methods": ["median"]})
     assert failed.value.code == "individual_score_zero"
     assert len(logged(tmp_path)) == len(TASKS) * 2 + len(TASKS) * 2
+    # whoever repairs the data posts the same request, which must not be answered from what is kept
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".best")] == []
 
 
 def test_nan_in_a_model_is_found_before_anything_is_evaluated(
@@ -126,6 +141,14 @@ def test_what_an_evaluator_refuses_comes_back_located(search: Search, body: dict
         task["options"]["refuse"] = "no such class"
     with pytest.raises(InvalidRequest, match="no such class"):
         search(body)
+
+
+def test_what_an_added_evaluator_raises_names_its_task(search: Search, body: dict[str, Any]) -> None:
+    body["evaluation"]["tasks"]["signs"]["options"]["fail"] = "no such sign\nsecond line"
+    with pytest.raises(JobFailed, match="scoring task 'signs' failed: StandInError: no such sign") as failed:
+        search(body)
+    assert failed.value.code == "evaluation_failed"
+    assert "second line" not in failed.value.message
 
 
 def test_foreground_search(search: Search, ray_session: str, body: dict[str, Any], tmp_path: Path) -> None:

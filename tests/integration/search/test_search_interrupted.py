@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from perceptrons import logged
 
 from taumerge.errors import JobCancelled, JobFailed
 from taumerge.schemas import Progress, SearchResult
+from workers.search import report as report_module
 from workers.search.journal import NAME
 
 Search = Callable[..., SearchResult]
@@ -55,6 +60,7 @@ def test_a_killed_search_goes_on_and_finds_the_same(
         timeout=150,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
+    assert len(list(tmp_path.glob(".best*"))) == 1  # Tune's own files lie inside
     kept = journal_of(body)
     assert 4 <= sum(len(line["model"]) == 64 for line in kept) < len(undisturbed.evaluations)
     begun = len(logged(tmp_path))
@@ -111,3 +117,44 @@ def test_a_budget_of_time_that_is_over_at_once_is_an_error_and_leaves_no_output(
         search(body | {"budget": {"minutes": 1e-6}})
     assert failed.value.code == "budget_too_small"
     assert not Path(body["output"]).exists()
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No report can be written, and so a search ends with its weights staged."""
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch.object(report_module, "write_report", side_effect=error):
+        with pytest.raises(JobFailed, match="No space left") as failed:
+            yield
+        assert failed.value.code == "output_unwritable"
+
+
+def test_a_disk_that_is_full_when_the_report_is_written_costs_no_evaluation(
+    search: Search, body: dict[str, Any], tmp_path: Path
+) -> None:
+    body |= {"methods": ["median"], "scaling": [0.3, 1.0]}
+    with full_disk():
+        search(body)
+    evaluated = len(logged(tmp_path))
+    assert search(body).complete
+    assert len(logged(tmp_path)) == evaluated
+
+
+def test_staged_weights_of_another_winner_are_not_taken(
+    search: Search, merge: Callable[..., Any], body: dict[str, Any], tmp_path: Path
+) -> None:
+    body |= {"methods": ["median"], "scaling": [0.3, 1.0]}
+    with full_disk():
+        search(body)
+    lines = journal_of(body)
+    first, second = (one for one in lines if len(one["model"]) == 64 and one["split"] == "validation")
+    first["tasks"], second["tasks"] = second["tasks"], first["tasks"]
+    [path] = tmp_path.glob(f".best.*.partial/.taumerge-journal/{NAME}")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    winner = search(body).best
+    models = [model["uri"] for model in body["models"]]
+    asked = {"base": body["base"], "models": models, "method": winner.method, "scaling": winner.scaling}
+    merged = merge(asked | {"output": str(tmp_path / "merged")})
+    assert [one.sha256 for one in merged.files] == [
+        hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(body["output"]).glob("*.safetensors")
+    ]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import perceptrons
 import pytest
+import ray
 import torch
 from checkpoint_files import save
-from perceptrons import TASKS, logged
+from perceptrons import INPUTS, TASKS, logged, search_body
+from ray._private.internal_api import node_stats
 from safetensors.torch import load_file
 from standin_evaluator import StandIn
 
@@ -105,6 +109,8 @@ def test_an_exhaustive_search_is_a_plain_loop_of_merges_to_the_last_digit(
     assert len(TASKS) * (distinct * 5 + 2) + 2 * len(TASKS) <= evaluations
     assert evaluations <= len(TASKS) * (distinct * 5 + 2 + len(tests)) + 2 * len(TASKS)
 
+    assert f"{distinct * 5} evaluations, as equal merges share one" in (written / "report.html").read_text()
+
     # the evidence lies beside the weights, and nothing else does
     assert SearchResult.model_validate_json((written / "search.json").read_text()).best == best
     assert {"search.parquet", "report.html", "score.png", "tasks.png"} <= {
@@ -154,3 +160,33 @@ def test_what_fits_neither_the_object_store_nor_its_type(
             | {"output": output}
         )
         assert one.tasks == plain_scores(output, body, "validation")
+
+
+def stored() -> int:
+    """Bytes in the object store."""
+    [node] = [one for one in ray.nodes() if one["Alive"]]
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return int(stats.store_stats.object_store_bytes_used)
+
+
+def test_nothing_of_the_searches_of_a_process_stays_in_the_object_store(
+    search: Search, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hidden = 4096  # so that V of a rule takes 256 KiB and more
+    monkeypatch.setitem(perceptrons.SHAPES, "body.weight", (hidden, INPUTS))
+    monkeypatch.setitem(perceptrons.SHAPES, "head.weight", (perceptrons.CLASSES, hidden))
+    body = search_body(tmp_path) | {"methods": ["task_arithmetic", "median"], "scaling": [0.3, 1.0]}
+    before, during = stored(), 0
+
+    def watch(progress: Progress) -> None:
+        nonlocal during
+        if progress.phase == "evaluate":
+            during = max(during, stored() - before)
+
+    for number in range(3):
+        search(body | {"output": str(tmp_path / str(number))}, watch)
+    assert during > 2 * hidden * INPUTS * 4
+    deadline = time.monotonic() + 20
+    while (left := stored() - before) > hidden * INPUTS * 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left < hidden * INPUTS * 4

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from workers.checkpoints.checkpoint import (
     open_checkpoint,
     read_training,
 )
+from workers.checkpoints.files import FileState
 
 INDEX = "model.safetensors.index.json"
 
@@ -102,17 +104,11 @@ def test_a_directory_with_one_file(stem: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path.as_uri())
     assert checkpoint.uri == tmp_path.as_uri()
     assert checkpoint.directory == tmp_path
-    assert (checkpoint.stem, checkpoint.sharded) == (stem, False)
+    assert checkpoint.stem == stem
     assert checkpoint.metadata == {"format": "pt"}
     assert list(checkpoint.tensors) == ["a", "b"]
     (record,) = checkpoint.files
-    status = path.stat()
-    assert (record.name, record.path) == (path.name, path)
-    assert (record.size, record.mtime_ns, record.inode) == (
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ino,
-    )
+    assert (record.name, record.path, record.state) == (path.name, path, FileState.of(path.stat()))
     stored = checkpoint.tensors["b"]
     content = path.read_bytes()[stored.info.offset :][: stored.info.nbytes]
     assert content == torch.arange(4.0).numpy().tobytes()
@@ -123,7 +119,7 @@ def test_a_directory_with_shards(stem: str, tmp_path: Path) -> None:
     sharded(tmp_path)
     (tmp_path / INDEX).rename(tmp_path / f"{stem}.safetensors.index.json")
     checkpoint = open_checkpoint(str(tmp_path))
-    assert (checkpoint.stem, checkpoint.sharded) == (stem, True)
+    assert checkpoint.stem == stem
     assert [record.name for record in checkpoint.files] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -138,7 +134,6 @@ def test_the_single_file_counts_where_an_index_is_there_too(tmp_path: Path) -> N
     save(tmp_path / "model.safetensors", "single")
     checkpoint = open_checkpoint(str(tmp_path))
     assert list(checkpoint.tensors) == ["single"]
-    assert not checkpoint.sharded
 
 
 def test_a_single_file_named_directly(tmp_path: Path) -> None:
@@ -146,7 +141,7 @@ def test_a_single_file_named_directly(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", "other")
     checkpoint = open_checkpoint(path.as_uri())
     assert list(checkpoint.tensors) == ["a"]
-    assert (checkpoint.directory, checkpoint.stem, checkpoint.sharded) == (tmp_path, "my weights.v2", False)
+    assert (checkpoint.directory, checkpoint.stem) == (tmp_path, "my weights.v2")
 
 
 def test_links_as_in_the_hugging_face_cache(tmp_path: Path) -> None:
@@ -176,6 +171,23 @@ def test_half_an_adapter_is_refused(name: str, tmp_path: Path) -> None:
     error = refusal(tmp_path)
     assert error.code == "unsupported_checkpoint"
     assert "without adapter_" in error.message
+
+
+@pytest.mark.parametrize("adapter", ["adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("shards", [True, False])
+def test_a_model_and_an_adapter_in_one_directory(shards: bool, adapter: str, tmp_path: Path) -> None:
+    whole = save(tmp_path / "model.safetensors", "a")
+    if shards:
+        whole.unlink()
+        sharded(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert open_checkpoint(str(tmp_path)).adapter is None  # what another adapter has left
+    (tmp_path / adapter).touch()
+    error = refusal(tmp_path)
+    assert error.code == "unsupported_checkpoint"
+    assert "a whole model (model.safetensors" in error.message
+    if not shards:
+        assert open_checkpoint(str(whole)).tensors.keys() == {"a"}
 
 
 @pytest.mark.parametrize("config", ["", "[]", '{"r": 1, "r": 2}'])
@@ -344,6 +356,22 @@ def test_the_fingerprint_follows_every_file(tmp_path: Path) -> None:
     assert len({first, touched, replaced, rewritten}) == 4
 
 
+def test_the_fingerprint_follows_a_fine_tune_unpacked_over_another(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", "a")
+    status = path.stat()
+    first = open_checkpoint(str(tmp_path)).fingerprint
+    time.sleep(0.02)  # the clock of a file system has steps of a few milliseconds
+
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:  # keeps the inode, as a file system does that gives it away again
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert path.stat().st_ino == status.st_ino
+    assert open_checkpoint(str(tmp_path)).fingerprint != first
+
+
 class Tied(torch.nn.Module):
     """``embed``, ``lm_head`` and, with three, ``decoder`` share one weight."""
 
@@ -442,6 +470,16 @@ def test_a_training_record_beside_a_single_file(tmp_path: Path) -> None:
     path = save(tmp_path / "weights.safetensors", "a")
     (tmp_path / "training.json").write_text('{"steps": 3}')
     assert read_training(open_checkpoint(str(path))) == Training(steps=3)
+
+
+@pytest.mark.parametrize("other", ["model.safetensors", "model-00001-of-00002.safetensors", "epoch-02.pt"])
+def test_a_training_record_beside_several_files_is_of_none(other: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "weights.safetensors", "a")
+    save(tmp_path / other, "b")
+    (tmp_path / "training.json").write_text('{"steps": 3}')
+    assert read_training(open_checkpoint(str(path))) == Training()
+    if other == "model.safetensors":  # the directory means this one
+        assert read_training(open_checkpoint(str(tmp_path))) == Training(steps=3)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from taumerge.errors import JobFailed
-from workers.checkpoints.checkpoint import FileRecord
+from workers.checkpoints.files import FileRecord, FileState
 from workers.checkpoints.reading import FileReader, unchanged
 
 CONTENT = bytes(range(256)) * 40
@@ -18,8 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def record_of(path: Path) -> FileRecord:
-    status = path.stat()
-    return FileRecord(path.name, path, status.st_size, status.st_mtime_ns, status.st_ino, "")
+    return FileRecord(path.name, path, FileState.of(path.stat()), "")
 
 
 def touch(path: Path) -> None:
@@ -33,6 +33,13 @@ def replace(path: Path) -> None:
     twin.write_bytes(CONTENT)
     os.utime(twin, ns=(status.st_atime_ns, status.st_mtime_ns))
     twin.replace(path)
+
+
+def write_into(path: Path) -> None:
+    status = path.stat()
+    time.sleep(0.02)  # the clock of a file system has steps of a few milliseconds
+    path.write_bytes(CONTENT[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def shorten(path: Path) -> None:
@@ -72,7 +79,7 @@ def test_goes_on_after_a_short_read(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert calls == [3, 10, 17]
 
 
-@pytest.mark.parametrize("change", [touch, replace, shorten, Path.unlink])
+@pytest.mark.parametrize("change", [touch, replace, write_into, shorten, Path.unlink])
 def test_a_file_changed_before_opening(path: Path, change: object) -> None:
     record = record_of(path)
     assert unchanged(record)
@@ -94,7 +101,7 @@ def test_a_file_cut_short_while_it_is_open(path: Path) -> None:
     assert caught.value.code == "input_changed"
 
 
-@pytest.mark.parametrize("change", [touch, replace])
+@pytest.mark.parametrize("change", [touch, replace, write_into])
 def test_a_change_while_the_file_is_open_is_seen_afterwards(path: Path, change: object) -> None:
     record = record_of(path)
     with FileReader(record) as reader:

@@ -298,6 +298,21 @@ def test_of_many_commits_to_one_output_one_wins(output: Path, rename_kind: str) 
     assert sorted(outcomes) == sorted([winner] + ["output_exists"] * 7)
 
 
+def test_finished_files_of_other_contents_are_made_again(output: Path) -> None:
+    staging = staged(output)
+    staging.keep_only("λ 0.3")
+    fill(staging)
+    staging.finish(FILES[0].name, {})
+    Staging(output, IDENTITY).keep_only("λ 0.3")
+    assert list(staging.finished()) == [FILES[0].name]
+    Staging(output, IDENTITY).keep_only("λ 0.5")
+    assert staging.finished() == {}
+    staging.finish(FILES[0].name, {})
+    staging.keep_only("λ 0.5")
+    staging.commit(overwrite=False)
+    assert {path.name for path in output.iterdir()} == {file.name for file in FILES}
+
+
 def test_a_commit_after_a_discard_fails_and_shows_nothing(output: Path) -> None:
     staging = staged(output)
     Staging(output, IDENTITY).discard()

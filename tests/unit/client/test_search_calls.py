@@ -162,3 +162,11 @@ def test_the_live_table_ranks_the_rules(monkeypatch):
     assert "3 evaluations of 40 evaluations" in drawn
     assert "evaluators 2" in drawn
     assert drawn.index("cclip") < drawn.index("median")
+
+
+@pytest.mark.parametrize("algorithm", ["adaptive", "random", "optuna"])
+def test_patience_is_refused_where_it_would_do_nothing(algorithm):
+    fields = SEARCH | {"budget": {"evaluations": 2}, "patience": 3}
+    assert SearchRequest(**fields, algorithm="grid").patience == 3
+    with pytest.raises(ValueError, match=f"{algorithm} knows no patience"):
+        SearchRequest(**fields, algorithm=algorithm)

@@ -181,16 +181,16 @@ def test_every_place_that_is_read_is_told(task_file: Path) -> None:
             "kind": "added",
             "tasks": {
                 "named": {"dataset": {"name": "mnist", "root": "/data"}},
-                "own": {"dataset": {"uri": "file:///images", "format": "image_folder"}},
-                "harness": {"name": "gsm8k"},
-                "file": {"name": str(task_file)},
-                "/tasks/key.yaml": {},
+                "own/images": {"dataset": {"uri": "file:///images", "format": "image_folder"}},
             },
         }
     )
     assert places(spec) == [
         (("evaluation", "tasks", "named", "dataset", "root"), "/data"),
-        (("evaluation", "tasks", "own", "dataset", "uri"), "file:///images"),
+        (("evaluation", "tasks", "own/images", "dataset", "uri"), "file:///images"),
+    ]
+    tasks = {"harness": {"name": "gsm8k"}, "file": {"name": str(task_file)}, "/tasks/key.yaml": {}}
+    assert places(EvaluationSpec.model_validate({"kind": "lm_eval", "tasks": tasks})) == [
         (("evaluation", "tasks", "file", "name"), str(task_file)),
         (("evaluation", "tasks", "/tasks/key.yaml", "name"), "/tasks/key.yaml"),
     ]

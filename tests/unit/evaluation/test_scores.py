@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from taumerge.errors import JobFailed
@@ -19,8 +21,9 @@ def test_only_the_tasks_that_are_scored_count() -> None:
     assert normalised({"a": 0.5}, {"a": 0.5, "b": 0.0}).score == 1.0
 
 
-def test_an_individual_model_that_scores_nothing_is_an_error_that_names_its_task() -> None:
-    with pytest.raises(JobFailed, match="'b'") as failed:
-        normalised({"a": 0.5, "b": 0.1}, {"a": 0.5, "b": 0.0})
+@pytest.mark.parametrize("useless", [0.0, -0.1, math.nan, math.inf])
+def test_an_individual_model_that_scores_nothing_is_an_error_that_names_its_task(useless: float) -> None:
+    with pytest.raises(JobFailed, match=f"'b' scores {useless:g} ") as failed:
+        normalised({"a": 0.5, "b": 0.1}, {"a": 0.5, "b": useless})
     assert failed.value.code == "individual_score_zero"
     assert failed.value.details == {"tasks": ["b"]}

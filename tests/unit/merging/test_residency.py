@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.checkpoints.checkpoint import FileRecord
+from workers.checkpoints.files import FileRecord, FileState
 from workers.merging.residency import Residency
 from workers.merging.unit import Source
 
@@ -16,9 +16,11 @@ class Inputs:
     def __init__(self) -> None:
         self.reads = 0
 
-    def source(self, offset: int, mtime_ns: int = 0) -> Source:
-        record = FileRecord("model.safetensors", Path("/m/model.safetensors"), 99, mtime_ns, 1, "digest")
-        return Source(record, offset, "F32")
+    def source(self, offset: int, ctime_ns: int = 0) -> Source:
+        state = FileState(99, ctime_ns=ctime_ns, inode=1)
+        return Source(
+            FileRecord("model.safetensors", Path("/m/model.safetensors"), state, "digest"), offset, "F32"
+        )
 
     def read(self) -> Tensor:
         self.reads += 1
@@ -64,7 +66,7 @@ def test_slices_that_both_inputs_share_stay() -> None:
 def test_a_changed_file_is_another_one() -> None:
     inputs, residency = Inputs(), Residency(8)
     residency.get(inputs.source(0), 4, "a", inputs.read)
-    residency.get(inputs.source(0, mtime_ns=1), 4, "a", inputs.read)
+    residency.get(inputs.source(0, ctime_ns=1), 4, "a", inputs.read)
     assert inputs.reads == 2
 
 

@@ -71,7 +71,7 @@ def test_adding_the_direction_to_the_base_is_the_merge_to_disk(
             out = torch.empty(part.elements, dtype=TORCH_DTYPES[part.dtype])
             assert add_scaled(original, torch.from_numpy(one.values), SCALING, one.square, out)
             assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
-    total = sum(direction.square for direction, _ in directions(plan))
+    total = sum(one.square for _, slices in directions(plan) for one in slices)
     assert total**0.5 == pytest.approx(merged.sums.merged_norm(), rel=1e-9)
 
 

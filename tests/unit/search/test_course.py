@@ -22,7 +22,7 @@ BASE = {"shapes": 0.1, "digits": 0.2, "signs": 0.3}
 
 def direction(digest: str) -> Direction:
     recipe = Recipe(build_rule(MethodSpec(name="median")), Mix((0,), frozenset(), (), {}, Sums()))
-    return Direction(digest, recipe, 1.0, 8)
+    return Direction(digest, recipe, 8)
 
 
 def course(tmp_path: Path, digests: str, **options: Any) -> Course:
@@ -59,6 +59,28 @@ def test_optuna_is_asked_only_where_it_may_leave_something_out(tmp_path: Path) -
     options: dict[str, Any] = {"algorithm": "optuna", "scaling": [0.5, 1.0]}
     assert course(tmp_path / "a", "ab", **options, budget={"evaluations": 3}).suggestions == 3
     assert course(tmp_path / "b", "ab", **options, budget={"evaluations": 4}).suggestions is None
+
+
+def test_the_rest_after_optuna_is_drawn_and_that_of_an_interrupted_search_is_the_same(tmp_path: Path) -> None:
+    plotted = course(
+        tmp_path, "abc", scaling=[0.5, 1.0, 1.5], algorithm="optuna", budget={"evaluations": 6}, seed=3
+    )
+
+    def keys(rest: Course) -> set[tuple[str, float, str]]:
+        lines = rest.lines.items()
+        return {
+            (rest.directions[at].digest, scaling, rest.split)
+            for at, scalings in lines
+            for scaling in scalings
+        }
+
+    known = {("a", 0.5, "validation"), ("c", 1.0, "validation")}
+    rest = keys(plotted.rest(known))
+    assert len(rest) == 4
+    assert not rest & known
+    for done in rest:
+        assert keys(plotted.rest(known | {done})) == rest - {done}
+    assert plotted.rest(known | rest).lines == {}
 
 
 def test_scores_are_normalised_and_missing_where_a_model_could_not_be_scored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from in_process import merge_in_process
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taumerge.errors import InvalidRequest
+from taumerge.errors import InvalidRequest, TaumergeError
 from taumerge.schemas import MergeRequest
 from workers.aggregation.kernel import BLOCK
 from workers.checkpoints.checkpoint import open_checkpoint
@@ -167,3 +168,36 @@ def test_scores_are_those_of_the_evaluator(tmp_path: Path) -> None:
     scores, seconds = model.score(["0.5", "0.25"], "test")
     assert scores == {"0.5": 0.5, "0.25": 0.25}
     assert seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "out_of_memory",
+            "batch_size",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+            "batch_size",
+        ),
+        (KeyError("label\nand more"), "evaluation_failed", "task '0.5' failed: KeyError: 'label"),
+        (ValueError(), "evaluation_failed", "ValueError: "),
+        (InvalidRequest.at(("base",), "class_mismatch", "told"), "invalid_request", "told"),
+    ],
+)
+def test_whatever_an_evaluator_raises_is_an_error_that_says_what_to_do(
+    error: Exception, code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(task: str, split: str) -> float:
+        raise error
+
+    base = save(tmp_path / "base", {"a": torch.ones(5)})
+    holder = Holder(base)
+    model = model_of(holder, planned(base, [base], "median", tmp_path / "out"))
+    monkeypatch.setattr(holder, "evaluate", fail)
+    with pytest.raises(TaumergeError, match=re.escape(told)) as caught:
+        model.score(["0.5"], "test")
+    assert caught.value.code == code

@@ -58,6 +58,25 @@ def test_the_identity_changes_with_the_request_and_with_the_models(body: Body) -
     assert check(body).identity != first
 
 
+def test_the_identity_changes_with_the_training_records_that_fednova_reads(body: Body) -> None:
+    first = check(body).identity
+    record = Path(body["models"][0]["uri"]) / "training.json"
+    record.write_text(record.read_text().replace("100", "150"))
+    assert check(body).identity != first
+
+
+def test_the_identity_changes_with_what_the_evaluation_reads(body: Body, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    tasks = body["evaluation"]["tasks"]
+    tasks["digits"]["dataset"] = {"uri": str(tmp_path / "images"), "format": "image_folder"}
+    first = check(body).identity
+    (Path(body["base"]) / "tokenizer.json").write_text("{}")
+    second = check(body).identity
+    assert second != first
+    (tmp_path / "images" / "new.png").touch()
+    assert check(body).identity not in (first, second)
+
+
 def test_tasks_and_models_are_one_to_one(body: Body) -> None:
     shapes, digits, signs = body["models"]
     assert problems(body | {"models": [shapes, digits | {"task": "digit"}, signs | {"task": "shapes"}]}) == [

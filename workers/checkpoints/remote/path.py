@@ -47,6 +47,11 @@ class RemotePath:
         return f"{self.scheme}://{self.root}{at}" + (f"/{self.key}" if self.key else "")
 
     @property
+    def listed(self) -> bool:
+        """Whether its store tells what lies in a directory."""
+        return self.scheme not in ("https", "http")
+
+    @property
     def name(self) -> str:
         return self.key.rpartition("/")[2]
 

@@ -74,7 +74,7 @@ class RemoteReader:
     def copy_to(self, copy: BinaryIO) -> None:
         """Write all of the file."""
         window: list[_Part] = []
-        for start, end in coalesced([(0, self.record.size)]):
+        for start, end in coalesced([(0, self.record.state.size)]):
             window.append(self._begin(start, end))
             if len(window) == IN_FLIGHT:
                 copy.write(self._content(window.pop(0)))
@@ -95,7 +95,7 @@ class RemoteReader:
         self.close()
 
     def _begin(self, start: int, end: int) -> _Part:
-        return _Part(start, end, fetch(self._path, self.record.version, start, end))
+        return _Part(start, end, fetch(self._path, self.record.state.version, start, end))
 
     def _part_at(self, start: int, end: int) -> _Part:
         """A part that holds ``start``: a prefetched one, else a new one that ends where the next part begins."""

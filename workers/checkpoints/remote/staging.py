@@ -21,7 +21,7 @@ from workers.checkpoints.writing import FileLayout, Staging
 
 __all__ = ["RemoteStaging", "staging_for"]
 
-_CLEARED = "cleared"
+_BEFORE = "before"
 _UPLOADED = ".uploaded"
 
 
@@ -63,47 +63,82 @@ class RemoteStaging(Staging):
     def commit(self, overwrite: bool) -> None:
         """Upload the files, those that make a checkpoint of them last.
 
+        What is overwritten stays until the first file that replaces one of it has arrived, else until all have.
+
         Raises:
             JobFailed: ``output_exists`` (something lies there without ``overwrite``, or another merge writes there),
                 ``output_unwritable``.
         """
         try:
             self._claim(overwrite)
-            uploaded = {path.name: self._upload(path) for path in self._files()}
+            uploaded: dict[str, str] = {}
+            for path in self._files():
+                uploaded[path.name] = self._upload(path)
+                if path.name in (self._before() or {}):  # some old and some new files look like a checkpoint
+                    self._clear(uploaded)
             self._check(uploaded)
+            self._clear(uploaded)
             fetching.retried(lambda: self._store.remove(self._mark))
         except OSError as error:
             raise self._unwritable(error) from error
         shutil.rmtree(self.path, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove the directory, and what was uploaded from it."""
-        made = [path.name for path in self._files()] if self.path.is_dir() else []
+        """Remove the directory and what was uploaded from it; what lay there before, too, where it is not whole."""
+        made = {path.name for path in self._files()} if self.path.is_dir() else set()
+        before = self._before()
         super().discard()
         with contextlib.suppress(OSError):  # what cannot be removed keeps the mark, so that nobody reads it
             if self._owner() != self._identity:
                 return
-            for name in sorted(names_in(self._place) & set(made)):
+            found = fetching.names(self._place)
+            if before is None:
+                doomed: set[str] = set()
+            elif any(name in found and found[name] != version for name, version in before.items()):
+                doomed = made | before.keys()
+            else:
+                doomed = made - before.keys()
+            for name in sorted(found.keys() & doomed, key=_rank, reverse=True):
                 self._remove(name)
             self._remove(UNFINISHED)
 
     def _claim(self, overwrite: bool) -> None:
-        """Put the mark there. What lay there before goes, or refuses it."""
-        if self._create_mark():
-            before = names_in(self._place) - {UNFINISHED}
-            if before and not overwrite:
-                self._remove(UNFINISHED)
-                raise self._exists("something lies there by now, and was left as it is")
-        elif self._owner() != self._identity:
+        """Put the mark there, and note what lies there before; without ``overwrite`` that refuses it."""
+        if not self._create_mark() and self._owner() != self._identity:
             if not overwrite:
                 raise self._exists("another merge is writing there, or left it unfinished")
+            # in no version: what another merge has left is not whole, so it goes whatever becomes of this one
+            self._note_before(dict.fromkeys(names_in(self._place) - {UNFINISHED}, ""))
             self._remove(UNFINISHED)
             if not self._create_mark():
                 raise self._exists("another merge is writing there")
-        if overwrite and not (self.journal / _CLEARED).exists():
-            for name in sorted(names_in(self._place) - {UNFINISHED}, key=_rank, reverse=True):
+            self._clear({})
+        if self._before() is None:
+            before = fetching.names(self._place)
+            before.pop(UNFINISHED, None)
+            if before and not overwrite:
+                self._remove(UNFINISHED)
+                raise self._exists("something lies there by now, and was left as it is")
+            self._note_before(before)
+
+    def _before(self) -> dict[str, str] | None:
+        """Versions of what lay there before, by name, until it is cleared away; None before the first upload."""
+        try:
+            before: dict[str, str] = json.loads((self.journal / _BEFORE).read_bytes())
+        except FileNotFoundError:
+            return None
+        return before
+
+    def _note_before(self, before: Mapping[str, str]) -> None:
+        self._write(self.journal / _BEFORE, json.dumps(before).encode())
+
+    def _clear(self, uploaded: Mapping[str, str]) -> None:
+        """Remove what lay there before and is not overwritten by now."""
+        before, found = self._before() or {}, fetching.names(self._place)
+        for name in sorted(found.keys() & before.keys() - uploaded.keys(), key=_rank, reverse=True):
+            if before[name] in ("", found[name]):
                 self._remove(name)
-            self._write(self.journal / _CLEARED, b"")
+        self._note_before({})
 
     def _create_mark(self) -> bool:
         """Whether there was no mark before."""

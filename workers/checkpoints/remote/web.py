@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import aiohttp
 from fsspec.asyn import get_loop, sync
 
+from workers.checkpoints.names import ADAPTER, ADAPTER_CONFIG, COMPANIONS, STEMS
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.remote.store import ChangedObject, ObjectStat, Store, TransientError, unreadable
 
@@ -26,27 +27,17 @@ Answer = TypeVar("Answer")
 
 TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=10, sock_read=60)
 LOOKED_FOR = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "adapter_config.json",
+    *(f"{stem}.safetensors{index}" for stem in STEMS for index in ("", ".index.json")),
+    f"{ADAPTER}.safetensors",
+    f"{ADAPTER}.bin",
+    ADAPTER_CONFIG,
     "training.json",
-    "config.json",
-    "generation_config.json",
-    "open_clip_config.json",
+    *(name for name in COMPANIONS if "*" not in name),
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
 """What a directory is asked for: web servers do not list theirs."""
 

@@ -12,6 +12,8 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 class NamedDataset:
     """A data set by its name in a recipe; ``layouts`` knows how it lies on disk."""
 
+    folder: str
+    """Where all of it lies, below the root."""
     templates: tuple[str, ...]
     """Prompts, ``{}`` for the name of a class."""
     class_names: tuple[str, ...] | None = None
@@ -81,25 +83,31 @@ _TRAFFIC_SIGNS = (
 
 CATALOGUE: dict[str, NamedDataset] = {
     "cars": NamedDataset(
-        ("a photo of a {}.", "a photo of a {}, a type of car.", "a {} parked outside.", "a picture of my {}.")
+        "stanford_cars",
+        (
+            "a photo of a {}.",
+            "a photo of a {}, a type of car.",
+            "a {} parked outside.",
+            "a picture of my {}.",
+        ),
     ),
     "dtd": NamedDataset(
-        ("a photo of a {} texture.", "a surface with a {} pattern.", "a close-up of something {}.")
+        "dtd", ("a photo of a {} texture.", "a surface with a {} pattern.", "a close-up of something {}.")
     ),
     "eurosat": NamedDataset(
-        ("a satellite photo of {}.", "{} seen from space.", "an aerial view of {}."), _LAND_USE
+        "eurosat", ("a satellite photo of {}.", "{} seen from space.", "an aerial view of {}."), _LAND_USE
     ),
     "gtsrb": NamedDataset(
-        ('a photo of a "{}" traffic sign.', 'a blurry photo of the road sign "{}".'), _TRAFFIC_SIGNS
+        "gtsrb", ('a photo of a "{}" traffic sign.', 'a blurry photo of the road sign "{}".'), _TRAFFIC_SIGNS
     ),
     "mnist": NamedDataset(
-        ('a photo of the handwritten digit "{}".', 'the number "{}" written by hand.'), _DIGITS
+        "MNIST", ('a photo of the handwritten digit "{}".', 'the number "{}" written by hand.'), _DIGITS
     ),
     "resisc45": NamedDataset(
-        ("a satellite photo of a {}.", "an aerial view of a {}.", "{} seen from above.")
+        "resisc45", ("a satellite photo of a {}.", "an aerial view of a {}.", "{} seen from above.")
     ),
-    "sun397": NamedDataset(("a photo of a {}.", "a photo taken at a {}.", "the scene of a {}.")),
+    "sun397": NamedDataset("SUN397", ("a photo of a {}.", "a photo taken at a {}.", "the scene of a {}.")),
     "svhn": NamedDataset(
-        ('a photo of the house number "{}".', 'a street photo of the number "{}".'), _DIGITS
+        "svhn", ('a photo of the house number "{}".', 'a street photo of the number "{}".'), _DIGITS
     ),
 }

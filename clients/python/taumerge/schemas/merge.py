@@ -37,7 +37,8 @@ class ModelRef(RequestPart):
     coefficient: FiniteFloat | None = Field(default=None, ge=-LARGEST_FACTOR, le=LARGEST_FACTOR)
     """c_t of V = Σ c_t τ_t (``task_arithmetic`` only, on every model; may be negative), instead of weight and scale."""
     training: Training | None = None
-    """Wins over ``training.json`` beside the checkpoint, field by field."""
+    """Wins over ``training.json`` beside the checkpoint, field by field. That of a single file counts where no other
+    weights lie beside it."""
 
 
 class MethodSpec(BaseModel):
@@ -93,7 +94,8 @@ class MergeRequest(RequestPart):
     """``strict``: every model has exactly the base's float tensors. ``intersection``: what some
     model lacks, or has in another shape, is copied from the base and listed."""
     overwrite: bool = False
-    """Replace what exists at ``output``, in one step and only when the merge has succeeded."""
+    """Replace what exists at ``output`` when the merge has succeeded: on a disk in one step; in a store file by file,
+    where an upload that breaks off after the first of them leaves neither."""
 
     @field_validator("max_shard_size")
     @classmethod

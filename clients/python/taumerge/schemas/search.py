@@ -116,7 +116,7 @@ class SearchRequest(RequestPart):
     """``grid``: everything; ``adaptive``: for each rule and ρ a coarse grid of λ, refined around its best;
     ``random`` and ``optuna``: points of the grid, as many as ``budget.evaluations``."""
     patience: int | None = Field(default=None, ge=1)
-    """``grid``: leave a rule and ρ after so many λ in a row that are worse than its best; null: never."""
+    """``grid`` alone: leave a rule and ρ after so many λ in a row that are worse than its best; null: never."""
     budget: Budget = Field(default_factory=Budget)
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of ``random`` and ``optuna``."""
@@ -150,6 +150,12 @@ class SearchRequest(RequestPart):
     def _budget_where_needed(self) -> SearchRequest:
         if self.algorithm in ("random", "optuna") and self.budget.evaluations is None:
             raise ValueError(f"algorithm {self.algorithm} needs budget.evaluations")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_where_it_counts(self) -> SearchRequest:
+        if self.patience is not None and self.algorithm != "grid":
+            raise ValueError(f"algorithm {self.algorithm} knows no patience, which is for grid; leave it out")
         return self
 
     @property
