@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, Engine, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Engine, delete, exists, func, insert, literal, select, update
 
 from service.claims import Claim, Staged
 from service.tables import events, jobs, open_engine, runners, staging
@@ -67,12 +67,18 @@ class Attempts:
     ) -> Claim | None:
         """Take the oldest queued job of these ``kinds`` for ``owner``; None where there is none.
 
-        Jobs whose lease has run out go back to the queue first, or fail once ``max_attempts`` were lost.
+        A job waits while another one writes to its output: in a store their files could mix. Jobs whose lease has run
+        out go back to the queue first, or fail once ``max_attempts`` were lost.
         """
         now = self._clock()
+        running = jobs.alias()
+        output_is_free = ~exists().where(
+            running.c.state == "running",
+            running.c.request["output"].as_string() == jobs.c.request["output"].as_string(),
+        )
         oldest = (
             select(jobs.c.id)
-            .where(jobs.c.state == "queued", jobs.c.kind.in_(kinds))
+            .where(jobs.c.state == "queued", jobs.c.kind.in_(kinds), output_is_free)
             .order_by(jobs.c.created_at, jobs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)

@@ -210,6 +210,19 @@ def test_a_runner_may_take_some_kinds_only(store: Store, clock: Any) -> None:
     assert claimed(store).job_id == long.id
 
 
+def test_jobs_with_the_same_output_run_one_after_the_other(store: Store) -> None:
+    first, second, other = (
+        store.create("merge", REQUEST | {"output": output}).id
+        for output in ("s3://b/x", "s3://b/x", "s3://b/y")
+    )
+    store.create("merge", REQUEST)
+    running = [claimed(store) for _ in range(3)]
+    assert [one.job_id for one in running[:2]] == [first, other]
+    assert claim(store) is None
+    store.succeed(running[0], result())
+    assert claimed(store).job_id == second
+
+
 def test_each_job_is_claimed_once_by_threads(store: Store) -> None:
     ids = {store.create("merge", REQUEST).id for _ in range(40)}
     taken: list[str] = []
