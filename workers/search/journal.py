@@ -101,9 +101,13 @@ class Journal:
 
 
 def evaluations_in(directory: Path) -> bool:
-    """Whether a journal there holds anything, readable or not."""
-    path = directory / NAME
-    return path.exists() and path.stat().st_size > 0
+    """Whether a journal there holds anything, readable or not; so it may where that cannot be found out."""
+    try:
+        return (directory / NAME).stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager

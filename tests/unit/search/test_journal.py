@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from workers.search.journal import NAME, Journal, Record
+from workers.search.journal import NAME, Journal, Record, evaluations_in
 
 FIRST = Record("base", 1.0, "validation", {"digits": 0.1 + 0.2}, 0.5, 0.25, elapsed=3.5)
 SECOND = Record("ab12", 0.3, "validation", {}, 0.5, 0.0, ["head.bias"], elapsed=7.25)
@@ -54,3 +54,13 @@ def test_a_search_that_ran_out_of_time_stays_ended(tmp_path: Path) -> None:
     journal.append(FIRST)
     journal.end("minutes")
     assert Journal(tmp_path).ended == "minutes"
+
+
+def test_whether_there_is_a_journal_to_go_on_with(tmp_path: Path) -> None:
+    assert not evaluations_in(tmp_path / "absent")
+    journal = Journal(tmp_path)
+    assert not evaluations_in(tmp_path)
+    journal.append(FIRST)
+    assert evaluations_in(tmp_path)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert evaluations_in(tmp_path / "circle"), "what cannot be looked into is not thrown away"
