@@ -57,7 +57,8 @@ def test_a_sound_request_passes(body: dict[str, Any], tmp_path: Path) -> None:
         ("output", "out", ("output",), "unsupported_uri"),
         ("output", "/dev/null/out", ("output",), "output_not_writable"),
         ("output", f"/tmp/{'a' * 240}", ("output",), "output_not_writable"),
-        ("base", f"/tmp/{'a' * 300}", ("base",), "not_found"),
+        ("base", f"/tmp/{'a' * 300}", ("base",), "checkpoint_unreadable"),
+        ("task.dataset.uri", f"/tmp/{'a' * 300}", ("task", "dataset", "uri"), "not_found"),
     ],
 )
 def test_a_refusal_is_located(
