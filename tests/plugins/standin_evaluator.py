@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from taumerge.errors import InvalidRequest
 from taumerge.schemas import EvaluationSpec, Split
+from workers.checkpoints.checkpoint import open_checkpoint
+from workers.checkpoints.local_copy import on_disk
 
 EXAMPLES = 200
 BATCH = 64
@@ -35,7 +37,7 @@ class Perceptron:
     """Body, nonlinearity, head; the frozen tensors shift and scale its inputs."""
 
     def __init__(self, directory: str) -> None:
-        stored = load_file(Path(directory) / "model.safetensors")
+        stored = load_file(on_disk(open_checkpoint(directory))[1] / "model.safetensors")
         self.parameters: Mapping[str, Tensor] = {
             name: nn.Parameter(tensor.float(), requires_grad=False)
             for name, tensor in stored.items()

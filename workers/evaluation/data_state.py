@@ -17,7 +17,7 @@ from workers.evaluation.task_files import TaskFileError, read_task_file
 from workers.finetuning.datasets.catalogue import CATALOGUE
 from workers.finetuning.preflight import dataset_places
 
-__all__ = ["data_state", "file_state"]
+__all__ = ["data_state"]
 
 TIMED = 50_000
 """Files of a data set, the first by name, whose size and time count; of those beyond only the names do: on a network
@@ -35,7 +35,7 @@ def data_state(spec: EvaluationSpec) -> str:
         digest.update(json.dumps([name]).encode())
         if task.dataset is not None:
             for number, path in enumerate(_files_of(task.dataset)):
-                what = file_state(path) if number < TIMED else [str(path)]
+                what = _file_state(path) if number < TIMED else [str(path)]
                 digest.update(json.dumps(what).encode())
         if spec.kind == "lm_eval" and is_file(task.name or name):
             what = _task_state(local_path(task.name or name))
@@ -43,7 +43,7 @@ def data_state(spec: EvaluationSpec) -> str:
     return digest.hexdigest()
 
 
-def file_state(path: Path) -> list[str | int]:
+def _file_state(path: Path) -> list[str | int]:
     """Path, size and time of change; the path alone where there is no such file."""
     try:
         status = path.stat()
@@ -86,9 +86,9 @@ def _task_state(path: Path) -> list[Any]:
     try:
         fields = read_task_file(path)
     except TaskFileError:  # one that runs code may read what it likes: most likely what lies beside it
-        return [file_state(one) for one in sorted(path.parent.iterdir()) if one.is_file()]
+        return [_file_state(one) for one in sorted(path.parent.iterdir()) if one.is_file()]
     files = _flat((fields.get("dataset_kwargs") or {}).get("data_files", []))
-    return [fields, [file_state(Path(name)) for name in files]]
+    return [fields, [_file_state(Path(name)) for name in files]]
 
 
 def _flat(files: Any) -> list[str]:

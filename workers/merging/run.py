@@ -17,7 +17,7 @@ from taumerge.schemas import MergeRequest, MergeResult, Progress
 from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import CheckpointError, companions
 from workers.checkpoints.dtypes import declared
-from workers.checkpoints.files import RECEIPT, UNFINISHED, each, locate, names_in, read_small
+from workers.checkpoints.files import RECEIPT, UNFINISHED, Location, each, locate, names_in, read_small
 from workers.checkpoints.reading import unchanged
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.remote.staging import staging_for
@@ -77,8 +77,8 @@ def run_merge(
         InvalidRequest: it cannot be carried out (any more).
         JobFailed: it was begun and failed.
     """
-    if job_id and (earlier := _committed(request, job_id)):
-        return earlier
+    if job_id and (earlier := committed(request.output, job_id)):
+        return MergeResult.model_validate(earlier[1]["result"])
     clock = Clock()
     with clock.phase("plan"):
         plan = plan_merge(
@@ -207,21 +207,20 @@ def check_unchanged(plan: MergePlan) -> None:
         )
 
 
-def _committed(request: MergeRequest, job_id: str) -> MergeResult | None:
-    """The result of an attempt of this job that put its output in place and died before it could say so."""
+def committed(output: str, job_id: str) -> tuple[Location, dict[str, Any]] | None:
+    """The place and the receipt of what an attempt of this job put there and died before it could say so."""
     try:
-        place = locate(request.output)
+        place = locate(output)
         if isinstance(place, RemotePath) and UNFINISHED in names_in(place):
             return None
-        record = json.loads(read_small(place / RECEIPT, LARGEST_RECEIPT))
-        if record["job"] != job_id:
+        receipt = json.loads(read_small(place / RECEIPT, LARGEST_RECEIPT))
+        if receipt["job"] != job_id:
             return None
-        result = MergeResult.model_validate(record["result"])
     except (CheckpointError, OSError, ValueError, KeyError, TypeError):  # no receipt of ours
         return None
     if isinstance(place, Path):
         remove_notes(place)  # it may have died over them
-    return result
+    return place, receipt
 
 
 def _write_small_files(plan: MergePlan, receipt: dict[str, Any], staging: Staging) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from taumerge.errors import ErrorItem, InvalidRequest
 from taumerge.schemas import MergeRequest, SearchRequest, Training
 from workers.aggregation import Rule
 from workers.checkpoints.checkpoint import CheckpointError, companions, open_checkpoint
-from workers.checkpoints.remote.path import is_remote
-from workers.evaluation.data_state import data_state, file_state
+from workers.checkpoints.files import each, state_of
+from workers.evaluation.data_state import data_state
 from workers.merging.plan import MergePlan
 from workers.merging.preflight import plan_merge
 from workers.search.points import Candidate, expand
@@ -34,21 +33,16 @@ class SearchPlan:
     """The training records, by the field that a rule needs of them."""
 
     @property
-    def output(self) -> Path:
-        """The directory that the search makes, on a disk."""
-        assert isinstance(self.merge.output, Path)
-        return self.merge.output
-
-    @property
     def identity(self) -> str:
         """Fingerprint of what decides the evaluations: the request, the models with their records, and the data."""
         base = self.merge.base
-        small = companions(base) if isinstance(base.directory, Path) else []  # tokenizers and the like
+        small = companions(base)  # tokenizers and the like
+        states = each(state_of, small, base.directory)
         parts = [
             self.request.model_dump_json(),
             self.merge.inputs,
             {str(field): [one.model_dump() for one in training] for field, training in self.training.items()},
-            [file_state(path) for path in small if isinstance(path, Path)],
+            [(path.name, *astuple(state)) for path, state in zip(small, states, strict=True)],
             data_state(self.request.evaluation),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -72,9 +66,6 @@ def plan_search(
         InvalidRequest: with every problem found, each located in the request.
     """
     errors = [*_pairing_problems(request), *_evaluation_problems(request, code_allowed)]
-    if is_remote(request.output):
-        message = "a search grows its output on a disk: name a directory there, and copy it when it is done"
-        errors.append(ErrorItem(loc=("output",), code="unsupported_uri", msg=message))
     candidates: list[Candidate] = []
     try:
         candidates = expand(request, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,16 +14,24 @@ import numpy as np
 from taumerge.errors import JobFailed
 from taumerge.schemas import BestEvaluation, MethodSpec, Progress, SearchRequest, SearchResult
 from workers.aggregation import Rule, build_rule
-from workers.checkpoints.checkpoint import CheckpointError, local_path
-from workers.checkpoints.files import RECEIPT
-from workers.checkpoints.writing import Staging, remove_notes, sync
+from workers.checkpoints.files import read_small
+from workers.checkpoints.remote.staging import staging_for
+from workers.checkpoints.writing import Staging, sync
 from workers.clock import Clock
 from workers.evaluation.splits import overlap
 from workers.merging.dispatch import Report
 from workers.merging.mix import Mix, decide, nonfinite_failure
 from workers.merging.plan import MergePlan
 from workers.merging.pool import shard_actors, worker_count
-from workers.merging.run import LEFT_TO_OTHERS, Actors, measure, stage_merge, unnoted
+from workers.merging.run import (
+    LARGEST_RECEIPT,
+    LEFT_TO_OTHERS,
+    Actors,
+    committed,
+    measure,
+    stage_merge,
+    unnoted,
+)
 from workers.merging.sums import Sums
 from workers.search.baselines import BASE, UNUSABLE, individual_scores, score_baselines
 from workers.search.bench import Bench, record_of
@@ -72,7 +79,7 @@ def run_search(
             worker_memory=int(settings.worker_memory),
             code_allowed=settings.allow_code_execution,
         )
-    staging = Staging(plan.output, plan.identity)
+    staging = staging_for(plan.merge.output, plan.identity, settings.work_dir)
     staged(staging)
     journal: Journal | None = None
     try:
@@ -302,12 +309,10 @@ class _Search:
 
 def _committed(request: SearchRequest, job_id: str) -> SearchResult | None:
     """The result of an attempt of this job that put its output in place and died before it could say so."""
-    try:
-        output = local_path(request.output)
-        if json.loads((output / RECEIPT).read_bytes())["job"] != job_id:
-            return None
-        result = SearchResult.model_validate_json((output / "search.json").read_bytes())
-    except (CheckpointError, OSError, ValueError, KeyError, TypeError):  # no search of ours
+    found = committed(request.output, job_id)
+    if found is None:
         return None
-    remove_notes(output)  # it may have died over them
-    return result
+    try:
+        return SearchResult.model_validate_json(read_small(found[0] / "search.json", LARGEST_RECEIPT))
+    except (OSError, ValueError):  # no search of ours
+        return None
