@@ -13,7 +13,7 @@ from workers.checkpoints.adapter import Delta, LowRank
 from workers.checkpoints.checkpoint import Checkpoint, StoredTensor
 from workers.checkpoints.dtypes import FLOATS, FROM_NAME, ITEMSIZE
 from workers.checkpoints.files import Location
-from workers.checkpoints.writing import FileLayout
+from workers.checkpoints.layout import FileLayout
 from workers.merging.compare import Comparison
 from workers.merging.unit import CHUNK, SLICE, LowRankSource, Slice, Source, Unit
 

@@ -20,9 +20,10 @@ from workers.checkpoints.checkpoint import (
 )
 from workers.checkpoints.dtypes import FLOATS
 from workers.checkpoints.files import UNFINISHED, FileState, Location, local_path, locate, names_in
+from workers.checkpoints.layout import lay_out
 from workers.checkpoints.pickles import open_pickled, pickled_files
 from workers.checkpoints.remote.path import WRITABLE, RemotePath
-from workers.checkpoints.writing import free_bytes, lay_out, name_problem
+from workers.checkpoints.writing import free_bytes, name_problem
 from workers.merging.compare import Comparison, compare
 from workers.merging.plan import MergePlan, output_dtype
 

@@ -18,10 +18,11 @@ from workers.aggregation.rule import Needs
 from workers.checkpoints.checkpoint import CheckpointError, companions
 from workers.checkpoints.dtypes import declared
 from workers.checkpoints.files import RECEIPT, UNFINISHED, Location, each, locate, names_in, read_small
+from workers.checkpoints.layout import index_json
 from workers.checkpoints.reading import unchanged
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.remote.staging import staging_for
-from workers.checkpoints.writing import Staging, index_json, remove_notes
+from workers.checkpoints.writing import Staging, remove_notes
 from workers.clock import Clock
 from workers.merging.dispatch import Report, Task, ask_of_units, dispatch
 from workers.merging.mix import Mix, check_sound, decide, needs_measuring

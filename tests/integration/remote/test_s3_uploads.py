@@ -17,10 +17,11 @@ from s3_server import Fault, S3Server
 from taumerge.errors import JobFailed
 from taumerge.schemas import MergeRequest
 from workers.checkpoints.files import RECEIPT, UNFINISHED
+from workers.checkpoints.layout import lay_out
 from workers.checkpoints.remote import s3 as s3_store
 from workers.checkpoints.remote.path import parse_remote
 from workers.checkpoints.remote.staging import RemoteStaging
-from workers.checkpoints.writing import FileWriter, lay_out
+from workers.checkpoints.writing import FileWriter
 from workers.merging.preflight import plan_merge
 from workers.merging.shard import ShardWorker
 

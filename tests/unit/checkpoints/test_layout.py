@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from workers.checkpoints.checkpoint import open_checkpoint
 from workers.checkpoints.dtypes import ITEMSIZE
 from workers.checkpoints.header import read_header
-from workers.checkpoints.writing import index_json, lay_out
+from workers.checkpoints.layout import index_json, lay_out
 
 Tensors = Sequence[tuple[str, str, tuple[int, ...]]]
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}

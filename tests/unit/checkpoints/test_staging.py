@@ -12,8 +12,9 @@ import pytest
 
 from taumerge.errors import JobFailed
 from workers.checkpoints import renaming, writing
+from workers.checkpoints.layout import FileLayout, lay_out
 from workers.checkpoints.renaming import exchange, rename_new
-from workers.checkpoints.writing import FileLayout, FileWriter, Staging, free_bytes, lay_out, sha256_of, sync
+from workers.checkpoints.writing import FileWriter, Staging, free_bytes, sha256_of, sync
 
 IDENTITY = "0123456789abcdef0123"
 FILES = lay_out(
@@ -498,7 +499,8 @@ def test_an_attempt_killed_while_writing_shows_nothing(output: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from workers.checkpoints.writing import FileWriter, Staging, lay_out
+from workers.checkpoints.layout import lay_out
+from workers.checkpoints.writing import FileWriter, Staging
 files = lay_out([("a", "F32", (4,)), ("b", "F32", (8,))], stem="model", max_shard_bytes=32,
                 metadata={{"format": "pt"}})
 staging = Staging(Path({str(output)!r}), {IDENTITY!r})

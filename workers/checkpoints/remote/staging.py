@@ -14,10 +14,11 @@ from pathlib import Path
 
 from taumerge.errors import JobFailed
 from workers.checkpoints.files import RECEIPT, UNFINISHED, Location, names_in, read_small
+from workers.checkpoints.layout import FileLayout
 from workers.checkpoints.remote import fetching
 from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.remote.store import WritableStore, store_of
-from workers.checkpoints.writing import FileLayout, Staging
+from workers.checkpoints.writing import Staging
 
 __all__ = ["RemoteStaging", "staging_for"]
 
