@@ -43,6 +43,7 @@ from taumerge.schemas import (
 from workers.aggregation import describe_rules
 from workers.diagnostics import check_diagnose
 from workers.finetuning import check_finetune
+from workers.merging.plan import MergePlan
 from workers.search import check_search
 
 __all__ = ["create_app"]
@@ -60,13 +61,17 @@ class _Service:
 
     settings: Settings
     store: Store
-    plan: Callable[[MergeRequest], Plan]
+    plan: Callable[[MergeRequest], MergePlan]
     wake: Callable[[JobKind], None]
     preflights: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PREFLIGHTS))
 
 
 def create_app(
-    settings: Settings, store: Store, *, plan: Callable[[MergeRequest], Plan], wake: Callable[[JobKind], None]
+    settings: Settings,
+    store: Store,
+    *,
+    plan: Callable[[MergeRequest], MergePlan],
+    wake: Callable[[JobKind], None],
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -146,12 +151,12 @@ async def merge(
 ) -> Response:
     """Queue a merge, or with `dry_run` say what it would do."""
 
-    def check() -> Plan:
+    def check() -> MergePlan:
         policy.check_merge(merge, service.settings)
         return service.plan(merge)
 
     if dry_run:
-        return _json(await _preflight(service, check))
+        return _json(await _preflight(service, lambda: check().describe()))
     return await _queue(service, "merge", merge, check, prefer, idempotency_key)
 
 

@@ -15,8 +15,9 @@ from service.app import MAX_WAIT_SECONDS, create_app
 from service.runner import find_runner, start_runner, stop_runner
 from service.settings import Settings
 from service.store import Store
-from taumerge.schemas import JobKind, MergeRequest, Plan
+from taumerge.schemas import JobKind, MergeRequest
 from workers.merging import plan_merge, stop_shard_actors, worker_count
+from workers.merging.plan import MergePlan
 
 __all__ = ["SERVE_APP", "application", "deploy", "listening_host", "undeploy"]
 
@@ -90,10 +91,10 @@ def bind(settings: Settings) -> serve.Application:
         workers = worker_count(settings)
         worker_memory = int(settings.worker_memory)
 
-        def plan(request: MergeRequest) -> Plan:
+        def plan(request: MergeRequest) -> MergePlan:
             return plan_merge(
                 request, workers=workers, worker_memory=worker_memory, pickle_dir=settings.pickle_dir
-            ).describe()
+            )
 
         return create_app(settings, Store.open(settings.database_url), plan=plan, wake=_Waker())
 

@@ -22,8 +22,9 @@ from schemathesis.specs.openapi.checks import (
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store
-from taumerge.schemas import MergeRequest, Plan
+from taumerge.schemas import MergeRequest
 from workers.merging import plan_merge
+from workers.merging.plan import MergePlan
 
 HOST = {"Host": "localhost"}
 EXAMPLES = 25
@@ -53,8 +54,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     store.create("merge", {"base": "/b"})
     store.request_cancel(store.create("merge", {"base": "/b"}).id)
 
-    def plan(request: MergeRequest) -> Plan:
-        return plan_merge(request, workers=2, worker_memory=0).describe()
+    def plan(request: MergeRequest) -> MergePlan:
+        return plan_merge(request, workers=2, worker_memory=0)
 
     app = create_app(settings, store, plan=plan, wake=lambda kind: None)
     yield schemathesis.openapi.from_asgi("/openapi.json", app, headers=HOST)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from workers.checkpoints.remote.path import RemotePath
 from workers.checkpoints.strict_json import parse_object
 
 __all__ = [
+    "LARGEST_COMPANION",
     "Checkpoint",
     "CheckpointError",
     "FileRecord",
@@ -43,7 +45,7 @@ __all__ = [
     "read_training",
 ]
 
-_LARGEST_COMPANION = 100_000_000
+LARGEST_COMPANION = 100_000_000
 _LARGEST_RECORD = 1_000_000
 
 
@@ -56,7 +58,7 @@ class StoredTensor:
     """Index into ``Checkpoint.files``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """The headers of a checkpoint: everything but its numbers."""
 
@@ -80,6 +82,14 @@ class Checkpoint:
         records = [(file.name, *astuple(file.state), file.header_sha256) for file in self.files]
         return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
+    @cached_property
+    def _dropped(self) -> dict[str, list[str]]:
+        """By each name that metadata keeps, those that it drops for it."""
+        dropped: dict[str, list[str]] = {}
+        for name, kept in self.metadata.items():
+            dropped.setdefault(kept, []).append(name)
+        return dropped
+
     def find(self, name: str) -> StoredTensor | None:
         """The tensor called ``name``, under whichever of its tied names it is stored.
 
@@ -90,7 +100,7 @@ class Checkpoint:
         if name in self.tensors:
             return self.tensors[name]
         kept = self.metadata.get(name, name)
-        tied = (kept, *(dropped for dropped, target in self.metadata.items() if target == kept))
+        tied = (kept, *self._dropped.get(kept, ()))
         return next((self.tensors[other] for other in tied if other in self.tensors), None)
 
 
@@ -202,7 +212,7 @@ def _has_neighbours(checkpoint: Checkpoint) -> bool:
 
 def _is_companion(path: Location) -> bool:
     try:
-        return state_of(path).size <= _LARGEST_COMPANION
+        return state_of(path).size <= LARGEST_COMPANION
     except FileNotFoundError:  # a link to nothing
         return False
     except OSError as error:

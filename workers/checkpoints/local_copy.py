@@ -12,14 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from taumerge.errors import JobFailed
-from workers.checkpoints.checkpoint import Checkpoint, companions, open_checkpoint
+from workers.checkpoints.checkpoint import LARGEST_COMPANION, Checkpoint, companions, open_checkpoint
 from workers.checkpoints.files import Location, read_small
 from workers.checkpoints.remote import fetching
 from workers.checkpoints.remote.reader import RemoteReader
 
 __all__ = ["cache_directory", "on_disk"]
-
-LARGEST_COMPANION = 100_000_000
 
 
 def on_disk(checkpoint: Checkpoint) -> tuple[Checkpoint, Path]:

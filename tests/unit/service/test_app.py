@@ -59,6 +59,14 @@ RESULT = MergeResult(
 )
 
 
+class Planned:
+    """Stands for ``MergePlan``."""
+
+    @staticmethod
+    def describe() -> Plan:
+        return PLAN
+
+
 class Preflight:
     """Stands for ``plan_merge``: says yes, or raises what it is told to."""
 
@@ -66,11 +74,11 @@ class Preflight:
         self.error: Exception | None = None
         self.calls = 0
 
-    def __call__(self, request: MergeRequest) -> Plan:
+    def __call__(self, request: MergeRequest) -> Any:
         self.calls += 1
         if self.error is not None:
             raise self.error
-        return PLAN
+        return Planned
 
 
 class Service:
@@ -172,9 +180,9 @@ def test_a_full_queue_costs_no_preflight(start: Callable[..., Service]) -> None:
 def test_slow_preflights_keep_nobody_else_waiting(service: Service) -> None:
     release = threading.Event()
 
-    def wait(request: MergeRequest) -> Plan:
+    def wait(request: MergeRequest) -> Any:
         assert release.wait(30)
-        return PLAN
+        return Planned
 
     service.app.state.service = replace(service.app.state.service, plan=wait)
 
